@@ -1,0 +1,103 @@
+//! Why a packet was not passed on. Every drop has one reason, whose name is the metric label.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $label:literal,)+) => {
+        /// The reason for which one packet was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum DropReason { $($(#[$doc])* $name,)+ }
+
+        impl DropReason {
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$name,)+];
+
+            /// The metric label.
+            pub fn label(self) -> &'static str {
+                match self { $(DropReason::$name => $label,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// From the TUN: the vnet header contradicts the packet behind it.
+    VnetHeader = "tun_vnet_header",
+    /// From the TUN: neither IPv4 nor IPv6, or shorter than its header says.
+    TunMalformed = "tun_malformed",
+    /// From the TUN: its transport checksum does not hold.
+    TunChecksum = "tun_checksum",
+    /// From the TUN: no peer's allowed-ips hold the destination.
+    NoPeer = "no_peer",
+    /// The peer has no endpoint yet.
+    NoEndpoint = "no_endpoint",
+    /// The peer's public key is low-order: it is listed, but nothing is ever sent to it.
+    LowOrderKey = "low_order_key",
+    /// There is no session yet and the staging room is full; the oldest went.
+    StagingFull = "staging_full",
+    /// Staged while a handshake was tried, which was given up.
+    StagingGivenUp = "staging_given_up",
+    /// Another thread's ring was full.
+    RingFull = "ring_full",
+    /// The kernel refused to send the datagram.
+    SendFailed = "send_failed",
+    /// The socket would not take more and the room for waiting datagrams is full.
+    SendFull = "send_full",
+    /// From the network: too short, unknown type, wrong length.
+    Malformed = "udp_malformed",
+    /// From the network: no session has this receiver index.
+    UnknownIndex = "udp_unknown_index",
+    /// From the network: the authentication tag does not hold.
+    BadTag = "udp_bad_tag",
+    /// From the network: this counter was seen before, or is older than the window.
+    Replay = "udp_replay",
+    /// From the network: a counter at or above the limit of messages under one key.
+    MessageLimit = "udp_message_limit",
+    /// From the network: the key is older than it may be, or gone.
+    NoSession = "udp_no_session",
+    /// From the network: marked as congested on the way, though its sender cannot understand that.
+    Ecn = "udp_ecn",
+    /// Opened: not an IP packet, or longer than what was opened.
+    InnerMalformed = "inner_malformed",
+    /// Opened: the source belongs to another peer, or to none.
+    InnerSource = "inner_source",
+    /// The kernel refused to take the packet from the TUN.
+    TunWrite = "tun_write",
+    /// A handshake message with a wrong first authentication code.
+    HandshakeMac = "handshake_mac",
+    /// A handshake message over the limit of its source address.
+    HandshakeLimited = "handshake_limited",
+    /// A handshake message answered with a cookie, under load.
+    HandshakeCookie = "handshake_cookie",
+    /// A handshake message from a key that is no peer's.
+    HandshakeUnknownPeer = "handshake_unknown_peer",
+    /// A handshake message that did not lead to a session: replayed, forged or too late.
+    HandshakeRejected = "handshake_rejected",
+    /// The handshake queue was full.
+    HandshakeQueueFull = "handshake_queue_full",
+    /// The interface is down.
+    InterfaceDown = "interface_down",
+}
+
+/// One thread's counts. Only its owner adds; anyone may read.
+#[derive(Debug)]
+pub struct Drops([AtomicU64; DropReason::ALL.len()]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Drops([const { AtomicU64::new(0) }; DropReason::ALL.len()])
+    }
+}
+
+impl Drops {
+    pub fn count(&self, reason: DropReason) {
+        self.add(reason, 1);
+    }
+
+    pub fn add(&self, reason: DropReason, packets: u64) {
+        self.0[reason as usize].fetch_add(packets, Ordering::Relaxed);
+    }
+
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize].load(Ordering::Relaxed)
+    }
+}

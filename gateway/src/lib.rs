@@ -1,0 +1,7 @@
+//! Moves packets: TUN, UDP and WireGuard.
+//!
+//! `packet` knows bytes and nothing else; `data` owns the threads that move them; `wg` is the
+//! process that configures them as a drop-in WireGuard; `io` is the only part that touches the kernel.
+
+pub mod drops;
+pub mod packet;

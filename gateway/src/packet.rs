@@ -1,0 +1,1 @@
+//! Bytes in, bytes out: headers, checksums, splitting and coalescing. No IO, no clock.

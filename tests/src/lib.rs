@@ -1,0 +1,1 @@
+//! Whole-system tests; this library is the laboratory they run in.
