@@ -5,3 +5,4 @@
 
 pub mod drops;
 pub mod packet;
+pub mod wg;
