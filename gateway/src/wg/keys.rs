@@ -256,7 +256,7 @@ mod tests {
     fn a_public_key_follows_from_its_private_key() {
         // RFC 7748, section 6.1: Alice's pair.
         let private =
-            parse_hex("77076d0a7318a57d3c16c17251b26645df4c2f92ebc0992ac177fba51db92c2a").unwrap();
+            parse_hex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a").unwrap();
         let public = PrivateKey::new(private).unwrap().public_key();
         assert_eq!(
             public.to_hex(),
