@@ -1,1 +1,37 @@
-fn main() {}
+//! Causeway's numbers, each with the command that repeats it; see README.md for how to read them.
+
+#![forbid(unsafe_code)]
+
+mod bars;
+mod chart;
+mod cpu;
+mod iperf;
+mod machine;
+mod measure;
+mod report;
+mod run;
+mod site;
+mod statistics;
+mod subject;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Measures Causeway against other user-space WireGuards")]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// worker - gateway = gateway - worker: speed, CPU, round trips and memory of every subject
+    Site(site::Options),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().what {
+        What::Site(options) => site::run(&options),
+    }
+}

@@ -81,20 +81,6 @@ impl Implementation {
             )
         })
     }
-
-    /// How it is started in the foreground as `interface`.
-    fn command(self, namespace: &Namespace, program: &Path, interface: &str) -> Command {
-        let mut command = namespace.command(program);
-        match self {
-            Implementation::Causeway => command.args(["wg", interface, "-f"]),
-            Implementation::WireguardGo => command.args(["-f", interface]),
-            Implementation::BoringtunCli | Implementation::Gotatun => {
-                // They drop root by default, and then neither the TUN nor the socket can be made.
-                command.args(["--disable-drop-privileges", "-f", interface])
-            }
-        };
-        command
-    }
 }
 
 /// Whether a test must stop because one of `implementations`, root or `wg` is missing.
@@ -106,6 +92,29 @@ pub fn skip(test: &str, implementations: &[Implementation]) -> bool {
         .iter()
         .find_map(|implementation| implementation.locate().err());
     missing.is_some_and(|why| lab::skip_or_fail(test, &format!("{why:#}")))
+}
+
+/// A found implementation.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub implementation: Implementation,
+    pub path: PathBuf,
+}
+
+impl Program {
+    /// How it is started in the foreground as `interface`.
+    fn command(&self, namespace: &Namespace, interface: &str) -> Command {
+        let mut command = namespace.command(&self.path);
+        match self.implementation {
+            Implementation::Causeway => command.args(["wg", interface, "-f"]),
+            Implementation::WireguardGo => command.args(["-f", interface]),
+            Implementation::BoringtunCli | Implementation::Gotatun => {
+                // They drop root by default, and then neither the TUN nor the socket can be made.
+                command.args(["--disable-drop-privileges", "-f", interface])
+            }
+        };
+        command
+    }
 }
 
 /// A key pair as `wg` prints it.
@@ -152,9 +161,23 @@ impl Device {
         port: u16,
         keys: Keys,
     ) -> Result<Device> {
-        let program = implementation.locate()?;
+        let path = implementation.locate()?;
+        let program = Program {
+            implementation,
+            path,
+        };
+        Device::launch(namespace, &program, port, keys)
+    }
+
+    /// The same for a program that has been located.
+    pub fn launch(
+        namespace: &Namespace,
+        program: &Program,
+        port: u16,
+        keys: Keys,
+    ) -> Result<Device> {
         let interface = lab::interface_name();
-        let process = namespace.spawn(implementation.command(namespace, &program, &interface))?;
+        let process = namespace.spawn(program.command(namespace, &interface))?;
         let device = Device {
             namespace: namespace.clone(),
             interface,
