@@ -364,3 +364,6 @@ impl fmt::Display for Prefix {
         write!(f, "{}/{}", self.addr, self.len)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -592,3 +592,6 @@ pub fn parse_drops(answer: &str) -> Option<Vec<(&str, u64)>> {
     }
     Some(drops)
 }
+
+#[cfg(test)]
+mod tests;

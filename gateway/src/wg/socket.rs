@@ -460,3 +460,6 @@ fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
 fn scope_index(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
 }
+
+#[cfg(test)]
+mod tests;
