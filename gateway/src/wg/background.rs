@@ -143,3 +143,22 @@ fn open_log(log_file: Option<&Path>) -> Result<File, BackgroundError> {
             error,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_ended_before_it_was_ready_has_failed_whatever_it_says() {
+        let code = |raw| exit_code(ExitStatus::from_raw(raw));
+        assert_eq!(code(0), 1);
+        assert_eq!(code(1 << 8), 1);
+        assert_eq!(code(2 << 8), 2);
+        assert_eq!(code(libc::SIGKILL), 137);
+    }
+
+    #[test]
+    fn a_process_that_nobody_waits_for_is_not_the_second() {
+        assert!(Background::enter(None).unwrap().is_none());
+    }
+}

@@ -183,6 +183,7 @@ impl ConfigSocket {
         let connections = Arc::new(AtomicUsize::new(0));
         while !is_stopped(stopped, &self.listener, &connections) {
             if !self.file.is_ours() {
+                tracing::info!(path = %self.file.path.display(), "the socket file is gone, and so the interface goes");
                 send(SocketEvent::Gone);
                 return;
             }

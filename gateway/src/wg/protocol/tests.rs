@@ -1,8 +1,12 @@
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::drops::DropReason;
+use crate::wg::device::{AllowedIp, Device, PeerRequest, Prefix};
+use crate::wg::keys::{self, PresharedKey, PrivateKey, PublicKey};
 
 const KEY: &str = "0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20";
 
@@ -221,6 +225,7 @@ fn what_is_not_the_protocol_is_refused_as_such() {
         "",
         "get=1",
         "get=1\n",
+        "get=1\n\nget=1\n\n",
         "set=1\nlisten_port=1\n",
     ] {
         let error = read(text).unwrap_err();
