@@ -44,21 +44,28 @@ fn panels() -> Vec<Panel> {
             measures: of_udp(Measure::UdpGatewayCpu),
         },
         Panel {
-            title: "Round trip, milliseconds (less is better)",
-            measures: vec![
-                (Measure::RoundTrip(Load::Idle, 50), "idle p50"),
-                (Measure::RoundTrip(Load::Idle, 99), "idle p99"),
-                (Measure::RoundTrip(Load::Fixed, 50), "loaded p50"),
-                (Measure::RoundTrip(Load::Fixed, 99), "loaded p99"),
-            ],
+            title: "Round trip at rest, milliseconds (less is better)",
+            measures: round_trips(Load::Idle),
         },
         Panel {
-            title: "Memory of a gateway, MiB (less is better)",
-            measures: vec![
-                (Measure::Resident, "resident"),
-                (Measure::Proportional, "proportional"),
-            ],
+            title: "Round trip under one fixed load, milliseconds (less is better)",
+            measures: round_trips(Load::Fixed),
         },
+        Panel {
+            title: "CPU-seconds of the gateways per gigabit (less is better)",
+            measures: of_tcp(Measure::TcpGatewayCpu),
+        },
+        Panel {
+            title: "Resident memory of a gateway, MiB (less is better)",
+            measures: vec![(Measure::Resident, "one peer")],
+        },
+    ]
+}
+
+fn round_trips(load: Load) -> Vec<(Measure, &'static str)> {
+    vec![
+        (Measure::RoundTrip(load, 50), "p50"),
+        (Measure::RoundTrip(load, 99), "p99"),
     ]
 }
 
@@ -114,7 +121,7 @@ fn head(run: &Run) -> String {
             "<rect x=\"{x}\" y=\"56\" width=\"12\" height=\"12\" fill=\"{colour}\"/>"
         );
         svg += &text(x + 17.0, 66.5, "", name);
-        x += 40.0 + 7.0 * to_f64(name.len());
+        x += 36.0 + 6.6 * to_f64(name.len());
     }
     svg
 }

@@ -10,9 +10,11 @@ mod machine;
 mod measure;
 mod report;
 mod run;
+mod scale;
 mod site;
 mod statistics;
 mod subject;
+mod topology;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -28,10 +30,13 @@ struct Arguments {
 enum What {
     /// worker - gateway = gateway - worker: speed, CPU, round trips and memory of every subject
     Site(site::Options),
+    /// Many peers and many allowed-ips: the speed of one busy peer, memory, CPU at rest
+    Scale(scale::Options),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().what {
         What::Site(options) => site::run(&options),
+        What::Scale(options) => scale::run(&options),
     }
 }

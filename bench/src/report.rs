@@ -61,6 +61,9 @@ fn heading(run: &Run) -> String {
             text,
             "\nround trips under load beside {load:.2} Gb/s of TCP"
         );
+        for (name, reached) in short_of_load(run, load) {
+            let _ = write!(text, "; {name} carried only {reached:.2}");
+        }
     }
     text
 }

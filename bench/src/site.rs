@@ -5,7 +5,6 @@
 
 mod round_trip;
 mod tcp;
-mod topology;
 mod udp;
 
 use std::path::PathBuf;
@@ -17,13 +16,13 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use self::round_trip::RoundTrips;
-use self::topology::{FAR_WORKER, Topology, Tunnel};
 use crate::cpu::{Memory, Meter};
 use crate::iperf::{self, Client, Traffic};
 use crate::machine::Machine;
 use crate::measure::{Load, Measure, Sample, TCP, Tcp, UDP_SIZES};
 use crate::run::{Entrant, Failure, Run};
 use crate::subject::{Choice, Contender, RIVALS};
+use crate::topology::{FAR_WORKER, Topology, Tunnel};
 use crate::{chart, report};
 
 /// The part of the best rival's speed that all carry while round trips are measured.
@@ -71,7 +70,7 @@ impl Group {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    check_programs(options)?;
+    check_programs(if options.nic { &["ethtool"] } else { &[] })?;
     let contenders = options.choice.contenders()?;
     let mut run = Run {
         command: std::env::args()
@@ -89,12 +88,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     publish(options, &run)
 }
 
-fn check_programs(options: &Options) -> Result<()> {
+/// Root and the programs that all measurements between sites need, and some `more`.
+pub(crate) fn check_programs(more: &[&str]) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("network namespaces need root: run it with sudo");
     }
-    let ethtool = options.nic.then_some("ethtool");
-    for program in ["ip", "ss", "wg", "iperf3"].into_iter().chain(ethtool) {
+    for program in ["ip", "ss", "wg", "iperf3"].iter().chain(more) {
         if find_program(program).is_none() {
             bail!("{program} is not on PATH; install it and run again");
         }

@@ -29,7 +29,7 @@ impl Subject {
         }
     }
 
-    fn parse(name: &str) -> Result<Subject, String> {
+    pub(crate) fn parse(name: &str) -> Result<Subject, String> {
         let known = ALL.into_iter().find(|subject| subject.name() == name);
         known.ok_or_else(|| {
             let names: Vec<&str> = ALL.into_iter().map(Subject::name).collect();
@@ -56,6 +56,13 @@ pub(crate) struct Choice {
     /// What to measure, in this order; by default everything that is found
     #[arg(long, value_delimiter = ',', value_parser = Subject::parse)]
     subjects: Vec<Subject>,
+    #[command(flatten)]
+    programs: Programs,
+}
+
+/// Where the programs are.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Programs {
     /// The causeway program; by default the release build, brought up to date
     #[arg(long, env = "CAUSEWAY_BIN", value_name = "PATH")]
     causeway: Option<PathBuf>,
@@ -78,7 +85,7 @@ impl Choice {
         let wanted = if everything { &ALL[..] } else { &self.subjects };
         let mut found = Vec::new();
         for &subject in wanted {
-            match self.contender(subject) {
+            match self.programs.contender(subject) {
                 Ok(contender) => found.push(contender),
                 Err(why) if everything && subject != CAUSEWAY => {
                     eprintln!("NOT MEASURED: {}: {why:#}", subject.name());
@@ -91,7 +98,9 @@ impl Choice {
         }
         Ok(found)
     }
+}
 
+impl Programs {
     pub(crate) fn contender(&self, subject: Subject) -> Result<Contender> {
         let program = match subject {
             Subject::Raw => None,

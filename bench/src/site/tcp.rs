@@ -3,9 +3,9 @@
 use anyhow::Result;
 
 use super::Visit;
-use super::topology::FAR_WORKER;
 use crate::iperf::{self, Traffic};
 use crate::measure::{Measure, Tcp};
+use crate::topology::FAR_WORKER;
 
 /// One sample of one kind of transfer.
 pub(crate) fn sample(visit: &Visit<'_>, tcp: Tcp, seconds: u32) -> Result<[(Measure, f64); 3]> {

@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use super::Visit;
-use super::topology::FAR_WORKER;
 use crate::iperf::{self, Traffic};
+use crate::topology::FAR_WORKER;
 
 const LOSS_LIMIT: f64 = 0.01;
 /// After the blast; each halves what is unknown.

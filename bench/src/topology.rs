@@ -10,6 +10,7 @@ use anyhow::Result;
 use crate::subject::Contender;
 
 const PORT: u16 = 51820;
+const CROWD: &str = "10.99.0.0/16";
 /// Far beyond any handshake; a subject that needs longer does not carry traffic.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -63,6 +64,22 @@ impl Topology {
             far,
             _lab: lab,
         })
+    }
+
+    /// Gives the far gateway the addresses 10.99.0.0/16, from which many peers can speak.
+    pub(crate) fn add_crowd(&self) -> Result<()> {
+        let Topology { near, far, .. } = self;
+        let via = far.outer.to_string();
+        far.gateway
+            .run("ip", &["route", "add", "local", CROWD, "dev", "lo"])?;
+        near.gateway
+            .run("ip", &["route", "add", CROWD, "via", &via])
+            .map(drop)
+    }
+
+    /// Where the near gateway listens.
+    pub(crate) fn near_endpoint(&self) -> SocketAddr {
+        SocketAddr::from((self.near.outer, PORT))
     }
 }
 
