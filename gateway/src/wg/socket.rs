@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -453,9 +453,12 @@ fn call(request: Request, send: &impl Fn(SocketEvent) -> bool) -> io::Result<Zer
 
 /// The file's mode says the same; this holds also where a socket was handed on.
 fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
-    static OURS: OnceLock<u32> = OnceLock::new();
-    let peer = getsockopt(stream, sockopt::PeerCredentials)?.uid();
-    Ok(peer == 0 || peer == *OURS.get_or_init(|| nix::unistd::geteuid().as_raw()))
+    let caller = getsockopt(stream, sockopt::PeerCredentials)?.uid();
+    Ok(may_configure(caller, nix::unistd::geteuid().as_raw()))
+}
+
+fn may_configure(caller: u32, own: u32) -> bool {
+    caller == 0 || caller == own
 }
 
 fn scope_index(name: &str) -> Option<u32> {

@@ -224,6 +224,12 @@ fn a_caller_that_says_nothing_stalls_nobody_and_is_sent_away() {
 }
 
 #[test]
+fn only_root_and_the_own_user_may_configure() {
+    assert!(may_configure(0, 1000) && may_configure(1000, 1000) && may_configure(0, 0));
+    assert!(!may_configure(1001, 1000) && !may_configure(1000, 0));
+}
+
+#[test]
 fn callers_beyond_the_limit_wait_for_their_turn() {
     let directory = Directory::new();
     let _server = directory.serve();
