@@ -1,1 +1,14 @@
 //! Bytes in, bytes out: headers, checksums, splitting and coalescing. No IO, no clock.
+
+pub mod checksum;
+pub mod coalesce;
+pub mod ecn;
+pub mod headers;
+pub mod split;
+pub mod unreachable;
+pub mod vnet;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod reference;
