@@ -32,6 +32,8 @@ reasons! {
     NoEndpoint = "no_endpoint",
     /// The peer's public key is low-order: it is listed, but nothing is ever sent to it.
     LowOrderKey = "low_order_key",
+    /// The interface has no private key yet.
+    NoPrivateKey = "no_private_key",
     /// There is no session yet and the staging room is full; the oldest went.
     StagingFull = "staging_full",
     /// Staged while a handshake was tried, which was given up.

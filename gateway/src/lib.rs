@@ -3,6 +3,8 @@
 //! `packet` knows bytes and nothing else; `data` owns the threads that move them; `wg` is the
 //! process that configures them as a drop-in WireGuard; `io` is the only part that touches the kernel.
 
+pub mod data;
 pub mod drops;
+pub mod io;
 pub mod packet;
 pub mod wg;

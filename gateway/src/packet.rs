@@ -1,5 +1,6 @@
 //! Bytes in, bytes out: headers, checksums, splitting and coalescing. No IO, no clock.
 
+pub mod address;
 pub mod checksum;
 pub mod coalesce;
 pub mod ecn;

@@ -1,0 +1,698 @@
+//! One peer: its `Tunn`s, where it is, and what waits for it. Owned by one data thread.
+//!
+//! boringtun keeps keys, counters and most timers; what it leaves to its caller is here: staging,
+//! endpoints, persistent keepalive, limits of messages and age, and a change of preshared key
+//! without a gap (a second `Tunn` beside the first until its handshake is done).
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Tunn, TunnResult};
+use boringtun::x25519;
+
+use super::index::{IndexTable, TunnelIndex};
+use super::outbox::Outbox;
+use super::staging::Staging;
+use crate::drops::{DropReason, Drops};
+use crate::io::udp::{Local, UdpSocket};
+use crate::packet::ecn;
+use crate::packet::split::Segments;
+
+/// Header and tag around every inner packet.
+pub const OVERHEAD: usize = 32;
+const INITIATION: usize = 148;
+/// A datagram with this counter or a higher one is refused, as the protocol says.
+const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+/// An unanswered initiation is repeated after this and up to a third of a second more.
+const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// `Tunn` matches answers to its last two initiations only, so on a path slower than this twice
+/// over no answer would ever match; after some tries they are spaced wider.
+const REKEY_TIMEOUT_SLOW: Duration = Duration::from_secs(10);
+const QUICK_TRIES: u32 = 4;
+/// After this long without a tick the age of keys is looked at before they are used.
+const TICK_BEFORE_USE: Duration = Duration::from_secs(1);
+/// All keys are gone this long after the last handshake, and the link needs no ticks.
+const FORGET_AFTER: Duration = Duration::from_secs(3 * 180 + 1);
+/// How long datagrams that were on their way may still arrive under the previous preshared key.
+const PREDECESSOR_LINGERS: Duration = Duration::from_secs(5);
+
+/// Where a peer is, and the local address it knows us by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub remote: SocketAddr,
+    pub local: Option<Local>,
+}
+
+/// What others may read of a link while its thread works.
+#[derive(Debug, Default)]
+pub struct LinkShared {
+    pub tx_bytes: AtomicU64,
+    pub rx_bytes: AtomicU64,
+    /// Nanoseconds since 1970; 0 before the first handshake.
+    pub last_handshake: AtomicU64,
+    endpoint: Mutex<Option<Endpoint>>,
+}
+
+impl LinkShared {
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_endpoint(&self, endpoint: Option<Endpoint>) {
+        *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner) = endpoint;
+    }
+}
+
+/// All that a thread needs to make a link.
+pub struct LinkSpec {
+    pub shared: Arc<LinkShared>,
+    pub private_key: x25519::StaticSecret,
+    pub peer_key: x25519::PublicKey,
+    pub preshared_key: Option<[u8; 32]>,
+    pub limiter: Arc<RateLimiter>,
+    pub remote: Option<SocketAddr>,
+    pub keepalive: u16,
+}
+
+/// What a link works with during one call.
+pub struct Work<'a> {
+    pub outbox: &'a mut Outbox,
+    pub socket: Option<&'a UdpSocket>,
+    pub table: &'a mut IndexTable,
+    pub drops: &'a Drops,
+    pub now: Duration,
+    pub mtu: usize,
+}
+
+/// One `Tunn` and what we have to know of it, since it does not tell.
+struct Tunnel {
+    tunn: Tunn,
+    index: TunnelIndex,
+    has_session: bool,
+    /// The last receiver indexes that proved to be in use, the newest first.
+    confirmed: [u32; 4],
+    initiation: Option<Initiation>,
+    ticked: Duration,
+    /// Sealed under the present key.
+    messages: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Initiation {
+    retry_at: Duration,
+    tries: u32,
+}
+
+pub struct Link {
+    slot: u32,
+    spec: LinkSpec,
+    endpoint: Option<Endpoint>,
+    current: Box<Tunnel>,
+    /// With the new preshared key, until its first session.
+    successor: Option<Box<Tunnel>>,
+    predecessor: Option<(Box<Tunnel>, Duration)>,
+    staging: Staging,
+    last_traffic: Duration,
+    awake_until: Duration,
+}
+
+fn random() -> u64 {
+    RandomState::new().hash_one(0_u8)
+}
+
+impl Tunnel {
+    fn new(
+        spec: &LinkSpec,
+        slot: u32,
+        table: &mut IndexTable,
+        now: Duration,
+    ) -> Option<Box<Tunnel>> {
+        let index = table.allocate(slot, random() as u32)?;
+        let tunn = Tunn::new(
+            spec.private_key.clone(),
+            spec.peer_key,
+            spec.preshared_key,
+            // Kept by us: it cannot be changed in a living Tunn.
+            None,
+            index.0,
+            Some(spec.limiter.clone()),
+        );
+        Some(Box::new(Tunnel {
+            tunn,
+            index,
+            has_session: false,
+            confirmed: [0; 4],
+            initiation: None,
+            ticked: now,
+            messages: 0,
+        }))
+    }
+
+    /// Notes that the peer has the session of this receiver index; false if that was known.
+    fn confirm(&mut self, receiver: u32) -> bool {
+        if self.confirmed.contains(&receiver) {
+            return false;
+        }
+        self.confirmed.rotate_right(1);
+        self.confirmed[0] = receiver;
+        true
+    }
+
+    fn look_at_session(&mut self) {
+        self.has_session = self.tunn.time_since_last_handshake().is_some();
+    }
+
+    /// Lets boringtun's timers run; what they want to send goes to `to` if that is known.
+    fn tick(
+        &mut self,
+        to: Option<&Endpoint>,
+        may_initiate: bool,
+        work: &mut Work<'_>,
+    ) -> Result<u64, WireGuardError> {
+        self.ticked = work.now;
+        if !self.has_session && self.initiation.is_some_and(|sent| work.now < sent.retry_at) {
+            return Ok(0);
+        }
+        let Some(room) = room(work) else { return Ok(0) };
+        let result = match self.tunn.update_timers(room) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let len = datagram.len();
+                let initiation = len == INITIATION;
+                if initiation {
+                    self.note_initiation(work.now);
+                }
+                match to {
+                    Some(to) if may_initiate || !initiation => {
+                        work.outbox.commit(to, 0, len);
+                        Ok(len as u64)
+                    }
+                    _ => Ok(0),
+                }
+            }
+            TunnResult::Err(error) => {
+                self.initiation = None;
+                Err(error)
+            }
+            TunnResult::Done
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => Ok(0),
+        };
+        self.look_at_session();
+        result
+    }
+
+    fn note_initiation(&mut self, now: Duration) {
+        let tries = self.initiation.map_or(0, |sent| sent.tries) + 1;
+        let timeout = if tries > QUICK_TRIES {
+            REKEY_TIMEOUT_SLOW
+        } else {
+            REKEY_TIMEOUT
+        };
+        let jitter = Duration::from_millis(random() % 334);
+        self.initiation = Some(Initiation {
+            retry_at: now + timeout + jitter,
+            tries,
+        });
+    }
+
+    /// Begins a handshake unless one was begun a moment ago; returns the bytes that go out.
+    fn initiate(&mut self, to: &Endpoint, work: &mut Work<'_>) -> u64 {
+        if self.initiation.is_some_and(|sent| work.now < sent.retry_at) {
+            return 0;
+        }
+        let Some(room) = room(work) else { return 0 };
+        let TunnResult::WriteToNetwork(datagram) =
+            self.tunn.format_handshake_initiation(room, true)
+        else {
+            return 0;
+        };
+        let len = datagram.len();
+        work.outbox.commit(to, 0, len);
+        self.note_initiation(work.now);
+        len as u64
+    }
+}
+
+/// Room for any message that is not data.
+fn room<'a>(work: &'a mut Work<'_>) -> Option<&'a mut [u8]> {
+    const ROOM: usize = 256;
+    if work.outbox.reserve(ROOM).is_none() {
+        work.outbox.make_room(work.socket, work.now, work.drops);
+    }
+    work.outbox.reserve(ROOM)
+}
+
+impl Link {
+    /// `None` when the thread has no index left.
+    pub fn new(spec: LinkSpec, slot: u32, table: &mut IndexTable, now: Duration) -> Option<Link> {
+        let current = Tunnel::new(&spec, slot, table, now)?;
+        let endpoint = spec.remote.map(|remote| Endpoint {
+            remote,
+            local: None,
+        });
+        spec.shared.set_endpoint(endpoint);
+        Some(Link {
+            slot,
+            endpoint,
+            current,
+            successor: None,
+            predecessor: None,
+            staging: Staging::default(),
+            last_traffic: Duration::ZERO,
+            awake_until: Duration::ZERO,
+            spec,
+        })
+    }
+
+    /// Gives its indexes back.
+    pub fn remove(mut self, table: &mut IndexTable, drops: &Drops) {
+        drops.add(DropReason::StagingGivenUp, self.staging.clear());
+        let Link {
+            current,
+            successor,
+            predecessor,
+            ..
+        } = self;
+        for tunnel in [
+            Some(current),
+            successor,
+            predecessor.map(|(tunnel, _)| tunnel),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            table.release(tunnel.index);
+        }
+    }
+
+    // ---- configuration ----------------------------------------------------------------------
+
+    pub fn set_remote(&mut self, remote: SocketAddr) {
+        self.set_endpoint(Endpoint {
+            remote,
+            local: None,
+        });
+    }
+
+    fn set_endpoint(&mut self, endpoint: Endpoint) {
+        self.endpoint = Some(endpoint);
+        self.spec.shared.set_endpoint(self.endpoint);
+    }
+
+    pub fn forget_source(&mut self) {
+        if let Some(endpoint) = self.endpoint {
+            self.set_endpoint(Endpoint {
+                local: None,
+                ..endpoint
+            });
+        }
+    }
+
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.endpoint.map(|endpoint| endpoint.remote)
+    }
+
+    /// A keepalive that begins is sent at once.
+    pub fn set_keepalive(&mut self, seconds: u16, work: &mut Work<'_>) {
+        let begins = self.spec.keepalive == 0 && seconds > 0;
+        self.spec.keepalive = seconds;
+        if begins {
+            self.send_keepalive(work);
+        }
+    }
+
+    /// The interface came up.
+    pub fn start(&mut self, work: &mut Work<'_>) {
+        if self.spec.keepalive > 0 {
+            self.send_keepalive(work);
+        }
+    }
+
+    /// The interface went down, or our own key changed: every session is gone.
+    pub fn reset(&mut self, drops: &Drops) {
+        let key = self.spec.private_key.clone();
+        let public = x25519::PublicKey::from(&key);
+        for tunnel in [Some(&mut self.current), self.successor.as_mut()]
+            .into_iter()
+            .flatten()
+        {
+            tunnel
+                .tunn
+                .set_static_private(key.clone(), public, Some(self.spec.limiter.clone()));
+            (tunnel.has_session, tunnel.initiation) = (false, None);
+        }
+        drops.add(DropReason::StagingGivenUp, self.staging.clear());
+    }
+
+    pub fn set_private_key(
+        &mut self,
+        key: x25519::StaticSecret,
+        limiter: Arc<RateLimiter>,
+        work: &mut Work<'_>,
+    ) {
+        (self.spec.private_key, self.spec.limiter) = (key, limiter);
+        if let Some((old, _)) = self.predecessor.take() {
+            work.table.release(old.index);
+        }
+        self.reset(work.drops);
+        self.start(work);
+    }
+
+    /// The new key counts from the next handshake on, which is begun at once; until it is done the
+    /// session under the old one carries on.
+    pub fn set_preshared_key(&mut self, key: Option<[u8; 32]>, work: &mut Work<'_>) {
+        self.spec.preshared_key = key;
+        let Some(fresh) = Tunnel::new(&self.spec, self.slot, work.table, work.now) else {
+            return;
+        };
+        let in_use = self.current.has_session;
+        let waiting = self.successor.take();
+        let unused = if in_use {
+            self.successor = Some(fresh);
+            None
+        } else {
+            Some(std::mem::replace(&mut self.current, fresh))
+        };
+        for tunnel in [waiting, unused].into_iter().flatten() {
+            work.table.release(tunnel.index);
+        }
+        if in_use {
+            self.initiate(work);
+        }
+    }
+
+    // ---- out --------------------------------------------------------------------------------
+
+    /// Seals and queues every packet of a superpacket; without a session they wait for one.
+    pub fn transmit(&mut self, segments: &mut Segments<'_>, work: &mut Work<'_>) {
+        self.tick_before_use(work);
+        let mark = ecn::outer_for(segments.ecn());
+        let Some(to) = self.endpoint else {
+            return work
+                .drops
+                .add(DropReason::NoEndpoint, segments.count() as u64);
+        };
+        if !self.current.has_session {
+            while let Some(packet) = segments.next_padded(work.mtu) {
+                work.drops
+                    .add(DropReason::StagingFull, self.staging.push(mark, packet));
+            }
+            return self.initiate(work);
+        }
+        let mut bytes = 0;
+        while let Some(packet) = segments.next_padded(work.mtu) {
+            bytes += self.seal(packet, &to, mark, work);
+        }
+        self.sent(bytes, work.now);
+        if self.current.messages >= REKEY_AFTER_MESSAGES {
+            self.initiate(work);
+        }
+    }
+
+    /// Seals one packet into the outbox; returns its size there.
+    fn seal(&mut self, packet: &[u8], to: &Endpoint, mark: u8, work: &mut Work<'_>) -> u64 {
+        if work.outbox.reserve(packet.len() + OVERHEAD).is_none() {
+            work.outbox.make_room(work.socket, work.now, work.drops);
+        }
+        let Some(room) = work.outbox.reserve(packet.len() + OVERHEAD) else {
+            work.drops.count(DropReason::SendFull);
+            return 0;
+        };
+        // A session is there, so this seals and never queues or initiates.
+        let TunnResult::WriteToNetwork(datagram) = self.current.tunn.encapsulate(packet, room)
+        else {
+            work.drops.count(DropReason::NoSession);
+            return 0;
+        };
+        let len = datagram.len();
+        work.outbox.commit(to, mark, len);
+        self.current.messages += 1;
+        len as u64
+    }
+
+    fn sent(&mut self, bytes: u64, now: Duration) {
+        self.last_traffic = now;
+        self.spec
+            .shared
+            .tx_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn initiate(&mut self, work: &mut Work<'_>) {
+        let Some(to) = self.endpoint else { return };
+        self.tick_before_use(work);
+        self.awake_until = work.now + FORGET_AFTER;
+        let tunnel = self.successor.as_mut().unwrap_or(&mut self.current);
+        let bytes = tunnel.initiate(&to, work);
+        self.sent(bytes, work.now);
+    }
+
+    fn send_keepalive(&mut self, work: &mut Work<'_>) {
+        let Some(to) = self.endpoint else { return };
+        self.tick_before_use(work);
+        if self.current.has_session {
+            let bytes = self.seal(&[], &to, 0, work);
+            self.sent(bytes, work.now);
+        } else {
+            self.initiate(work);
+        }
+        self.last_traffic = work.now;
+    }
+
+    fn send_staged(&mut self, work: &mut Work<'_>) {
+        let Some(to) = self.endpoint else { return };
+        let mut bytes = 0;
+        while let Some((mark, packet)) = self.staging.pop() {
+            bytes += self.seal(&packet, &to, mark, work);
+        }
+        self.sent(bytes, work.now);
+    }
+
+    // ---- in ---------------------------------------------------------------------------------
+
+    /// A handshake message that passed control's screen.
+    pub fn handshake(&mut self, datagram: &[u8], from: &Endpoint, work: &mut Work<'_>) {
+        self.tick_before_use(work);
+        self.awake_until = work.now + FORGET_AFTER;
+        let receiver = match datagram.first() {
+            Some(1) => None,
+            Some(2) => receiver_index(datagram, 8),
+            _ => receiver_index(datagram, 4),
+        };
+        let answers = datagram.first() == Some(&2);
+        let to = if answers {
+            self.endpoint.unwrap_or(*from)
+        } else {
+            *from
+        };
+        let newest = self.successor.as_mut().unwrap_or(&mut self.current);
+        let tunnel = match receiver.map(TunnelIndex::of) {
+            // Initiations do not depend on the preshared key, their answers do: the newest answers.
+            None => newest,
+            Some(index) if newest.index == index => newest,
+            Some(index) if self.current.index == index => &mut self.current,
+            Some(_) => return work.drops.count(DropReason::UnknownIndex),
+        };
+        let index = tunnel.index;
+        let Some(room) = room(work) else { return };
+        match tunnel.tunn.decapsulate(None, datagram, room) {
+            TunnResult::WriteToNetwork(answer) => {
+                let len = answer.len();
+                work.outbox.commit(&to, 0, len);
+                self.spec
+                    .shared
+                    .tx_bytes
+                    .fetch_add(len as u64, Ordering::Relaxed);
+                self.spec
+                    .shared
+                    .rx_bytes
+                    .fetch_add(datagram.len() as u64, Ordering::Relaxed);
+                if answers {
+                    tunnel.confirm(receiver.unwrap_or_default());
+                    if self.endpoint.is_none() {
+                        self.set_endpoint(*from);
+                    }
+                    self.established(index, work);
+                }
+            }
+            TunnResult::Done => {}
+            TunnResult::Err(error) => {
+                tracing::debug!(%from.remote, ?error, "handshake message rejected");
+                work.drops.count(DropReason::HandshakeRejected);
+            }
+            TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {}
+        }
+    }
+
+    /// A session became the one to send under: the peer proved that it has it.
+    #[cold]
+    fn established(&mut self, index: TunnelIndex, work: &mut Work<'_>) {
+        if let Some(next) = self.successor.take_if(|tunnel| tunnel.index == index) {
+            let old = std::mem::replace(&mut self.current, next);
+            if let Some((older, _)) = self
+                .predecessor
+                .replace((old, work.now + PREDECESSOR_LINGERS))
+            {
+                work.table.release(older.index);
+            }
+        }
+        if self.current.index != index {
+            return;
+        }
+        self.current.initiation = None;
+        self.current.messages = 0;
+        self.current.look_at_session();
+        self.awake_until = work.now + FORGET_AFTER;
+        self.last_traffic = work.now;
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        self.spec
+            .shared
+            .last_handshake
+            .store(wall.as_nanos() as u64, Ordering::Relaxed);
+        if self.current.has_session {
+            self.send_staged(work);
+        }
+    }
+
+    /// Opens one data datagram into `into`; the inner packet then lies at its beginning. A
+    /// keepalive has length 0.
+    pub fn open(
+        &mut self,
+        datagram: &[u8],
+        into: &mut [u8],
+        work: &mut Work<'_>,
+    ) -> Result<usize, DropReason> {
+        let receiver = receiver_index(datagram, 4).ok_or(DropReason::Malformed)?;
+        let counter = datagram
+            .get(8..)
+            .and_then(|rest| rest.first_chunk())
+            .map_or(0, |c| u64::from_le_bytes(*c));
+        if counter >= REJECT_AFTER_MESSAGES {
+            return Err(DropReason::MessageLimit);
+        }
+        let index = TunnelIndex::of(receiver);
+        let tunnel = if self.current.index == index {
+            &mut self.current
+        } else if let Some(successor) = self
+            .successor
+            .as_mut()
+            .filter(|tunnel| tunnel.index == index)
+        {
+            successor
+        } else if let Some((old, _)) = self
+            .predecessor
+            .as_mut()
+            .filter(|(tunnel, _)| tunnel.index == index)
+        {
+            old
+        } else {
+            return Err(DropReason::UnknownIndex);
+        };
+        let len = match tunnel.tunn.decapsulate(None, datagram, into) {
+            TunnResult::WriteToTunnelV4(packet, _) if packet.len() >= 20 => packet.len(),
+            TunnResult::WriteToTunnelV6(packet, _) if packet.len() >= 40 => packet.len(),
+            TunnResult::Done => 0,
+            // The inner length field was shorter than the header it stands in.
+            TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
+                return Err(DropReason::InnerMalformed);
+            }
+            TunnResult::Err(error) => return Err(open_failure(&error)),
+            TunnResult::WriteToNetwork(_) => return Err(DropReason::Malformed),
+        };
+        if tunnel.confirmed[0] != receiver && tunnel.confirm(receiver) {
+            // As responder we may send under a session once a datagram was opened under it.
+            self.established(index, work);
+        }
+        Ok(len)
+    }
+
+    /// Datagrams opened under a session came from here: this, and nothing less, moves the endpoint.
+    pub fn received(&mut self, from: &Endpoint, bytes: u64, now: Duration) {
+        self.last_traffic = now;
+        self.spec
+            .shared
+            .rx_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+        if self.endpoint != Some(*from) {
+            self.set_endpoint(*from);
+        }
+    }
+
+    // ---- time -------------------------------------------------------------------------------
+
+    /// Whether time alone can make this link do something.
+    pub fn is_awake(&self, now: Duration) -> bool {
+        now < self.awake_until || self.spec.keepalive > 0
+    }
+
+    /// After a stop (SIGSTOP, suspend) a key may be older than it may be used.
+    pub fn tick_before_use(&mut self, work: &mut Work<'_>) {
+        if work.now.saturating_sub(self.current.ticked) > TICK_BEFORE_USE {
+            self.tick(work);
+        }
+    }
+
+    pub fn tick(&mut self, work: &mut Work<'_>) {
+        let to = self.endpoint;
+        let mut sent = 0;
+        // While a successor waits, the old preshared key must make no further session.
+        match self
+            .current
+            .tick(to.as_ref(), self.successor.is_none(), work)
+        {
+            Ok(bytes) => sent += bytes,
+            Err(_) => work
+                .drops
+                .add(DropReason::StagingGivenUp, self.staging.clear()),
+        }
+        if let Some(successor) = self.successor.as_mut() {
+            sent += successor.tick(to.as_ref(), true, work).unwrap_or(0);
+        }
+        if self
+            .predecessor
+            .as_ref()
+            .is_some_and(|(_, until)| work.now >= *until)
+            && let Some((old, _)) = self.predecessor.take()
+        {
+            work.table.release(old.index);
+        }
+        if sent > 0 {
+            self.sent(sent, work.now);
+        }
+        let keepalive = Duration::from_secs(self.spec.keepalive.into());
+        if !keepalive.is_zero() && work.now.saturating_sub(self.last_traffic) >= keepalive {
+            self.send_keepalive(work);
+        }
+    }
+}
+
+fn open_failure(error: &WireGuardError) -> DropReason {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest cannot follow from a data message"
+    )]
+    match error {
+        WireGuardError::InvalidAeadTag => DropReason::BadTag,
+        WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter => DropReason::Replay,
+        WireGuardError::NoCurrentSession | WireGuardError::WrongIndex => DropReason::NoSession,
+        WireGuardError::InvalidPacket => DropReason::InnerMalformed,
+        _ => DropReason::Malformed,
+    }
+}
+
+/// The little-endian index at `at`.
+pub fn receiver_index(datagram: &[u8], at: usize) -> Option<u32> {
+    datagram
+        .get(at..)?
+        .first_chunk()
+        .map(|bytes| u32::from_le_bytes(*bytes))
+}

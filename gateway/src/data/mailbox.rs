@@ -1,0 +1,251 @@
+//! What others leave for a data thread: commands of control, handshakes, and batches that arrived
+//! at a thread that does not own their link. Every queue is bounded; nothing here is per packet.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::x25519;
+use crossbeam_queue::ArrayQueue;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::link::{Endpoint, LinkSpec};
+use super::snapshot::LinkPlace;
+use crate::io::udp::{Received, UdpSocket};
+
+/// Changes that control makes to a thread, applied in order.
+pub enum Command {
+    AddLink {
+        slot: u32,
+        spec: Box<LinkSpec>,
+    },
+    RemoveLink {
+        slot: u32,
+    },
+    PrivateKey {
+        slot: u32,
+        key: x25519::StaticSecret,
+        limiter: Arc<RateLimiter>,
+    },
+    PresharedKey {
+        slot: u32,
+        key: Option<[u8; 32]>,
+    },
+    Endpoint {
+        slot: u32,
+        remote: SocketAddr,
+    },
+    Keepalive {
+        slot: u32,
+        seconds: u16,
+    },
+    /// Forget the source address: the route it was learned on is no longer the one in use.
+    ForgetSource {
+        slot: u32,
+    },
+    /// The socket to use from now on; without one the interface is down.
+    Socket(Option<UdpSocket>),
+    /// The firewall mark of what is sent.
+    Mark(u32),
+    /// Whether the kernel may choose this thread's TUN queue.
+    Attach(bool),
+    Stop,
+}
+
+/// A handshake message that passed control's screen, for the owner of its link.
+pub struct Handshake {
+    /// For an initiation: whose it is. Others name their receiver.
+    pub slot: Option<u32>,
+    pub from: Endpoint,
+    pub len: usize,
+    pub datagram: [u8; HANDSHAKE_LEN],
+}
+
+/// The longest handshake message.
+pub const HANDSHAKE_LEN: usize = 148;
+
+/// A frame read from one thread's TUN queue for another thread's link.
+pub struct Frame {
+    pub place: LinkPlace,
+    pub len: usize,
+    pub buffer: Vec<u8>,
+}
+
+/// A data datagram that reached a thread which does not own its session.
+pub struct Stray {
+    pub received: Received,
+    pub datagram: Box<[u8]>,
+}
+
+/// How many handed-over frames wait at most for one thread.
+pub const FRAMES: usize = 64;
+const STRAYS: usize = 256;
+const HANDSHAKES: usize = 64;
+const _: () = assert!(
+    FRAMES * super::thread::FRAME_BUFFER
+        + STRAYS * (64 << 10)
+        + HANDSHAKES * size_of::<Handshake>()
+        < 24 << 20,
+    "the most that can wait for one thread"
+);
+
+pub struct Mailbox {
+    commands: Mutex<Vec<Command>>,
+    commanded: AtomicBool,
+    pub handshakes: ArrayQueue<Handshake>,
+    pub frames: ArrayQueue<Frame>,
+    /// Emptied frame buffers on their way back to whoever hands over next.
+    pub spare: ArrayQueue<Vec<u8>>,
+    pub strays: ArrayQueue<Stray>,
+    /// Set by the owner before it sleeps, so that a wake-up costs a system call only then.
+    asleep: AtomicBool,
+    wake: EventFd,
+}
+
+impl Mailbox {
+    pub fn new() -> std::io::Result<Mailbox> {
+        Ok(Mailbox {
+            commands: Mutex::default(),
+            commanded: AtomicBool::new(false),
+            handshakes: ArrayQueue::new(HANDSHAKES),
+            frames: ArrayQueue::new(FRAMES),
+            spare: ArrayQueue::new(FRAMES),
+            strays: ArrayQueue::new(STRAYS),
+            asleep: AtomicBool::new(false),
+            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        })
+    }
+
+    pub fn command(&self, command: Command) {
+        self.commands
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(command);
+        self.commanded.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Wakes the owner if it sleeps; call after putting something in.
+    pub fn wake(&self) {
+        // Pairs with the fence of `may_sleep`: either we see it asleep or it sees what we put in.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            // Failing means the counter is at its limit: the owner will wake anyway.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// Announces that the owner is about to sleep; false if something waits already.
+    pub(super) fn may_sleep(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.is_empty() {
+            return true;
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+        false
+    }
+
+    /// The owner runs again; `readable` says that the descriptor was what woke it.
+    pub(super) fn woke(&self, readable: bool) {
+        self.asleep.store(false, Ordering::SeqCst);
+        if readable {
+            let _ = self.wake.read();
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.commanded.load(Ordering::Acquire)
+            && self.handshakes.is_empty()
+            && self.frames.is_empty()
+            && self.strays.is_empty()
+    }
+
+    pub(super) fn take_commands(&self) -> Vec<Command> {
+        if !self.commanded.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(
+            &mut *self
+                .commands
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        )
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+/// A handshake message as it came from the network, on its way to control's screen.
+pub struct RawHandshake {
+    pub from: Endpoint,
+    pub len: usize,
+    pub datagram: [u8; HANDSHAKE_LEN],
+}
+
+impl RawHandshake {
+    /// `None` if it is longer than any handshake message.
+    pub fn new(received: &Received, datagram: &[u8]) -> Option<RawHandshake> {
+        let mut raw = RawHandshake {
+            from: Endpoint {
+                remote: received.from,
+                local: received.local,
+            },
+            len: datagram.len(),
+            datagram: [0; HANDSHAKE_LEN],
+        };
+        raw.datagram
+            .get_mut(..datagram.len())?
+            .copy_from_slice(datagram);
+        Some(raw)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.datagram[..self.len]
+    }
+}
+
+/// What is left for control: handshakes that reached a data thread, and a way to wake it.
+pub struct ControlInbox {
+    handshakes: ArrayQueue<RawHandshake>,
+    wake: EventFd,
+}
+
+impl ControlInbox {
+    pub fn new() -> std::io::Result<ControlInbox> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(ControlInbox {
+            handshakes: ArrayQueue::new(STRAYS),
+            wake,
+        })
+    }
+
+    /// False if there is no room.
+    pub(super) fn push(&self, raw: RawHandshake) -> bool {
+        let taken = self.handshakes.push(raw).is_ok();
+        self.wake();
+        taken
+    }
+
+    pub fn pop(&self) -> Option<RawHandshake> {
+        self.handshakes.pop()
+    }
+
+    pub fn wake(&self) {
+        // Failing means the counter is at its limit: control will wake anyway.
+        let _ = self.wake.write(1);
+    }
+
+    pub fn woke(&self) {
+        let _ = self.wake.read();
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}

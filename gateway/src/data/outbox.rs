@@ -1,0 +1,360 @@
+//! Datagrams on their way out: sealed straight into one dense arena, so that runs of equal size
+//! for one remote leave in one send that the kernel cuts up (`UDP_SEGMENT`).
+//!
+//! Order: datagrams leave in the order in which they were committed, whatever has to be retried.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::link::Endpoint;
+use crate::drops::{DropReason, Drops};
+use crate::io::udp::{Message, Sender, Sent, UdpSocket};
+
+/// Holds a few sends of the largest size.
+const ARENA: usize = 256 << 10;
+/// The largest UDP payload that IPv4 carries, and so the largest send.
+const SEND_LIMIT: usize = 65_507;
+/// Datagrams per send: the kernel's limit is 128 since 6.9 and 64 before, counting one for itself.
+const SEGMENTS_NEW: usize = 127;
+const SEGMENTS_OLD: usize = 63;
+/// How long a send size that a path did not take whole is sent piece by piece.
+const PIECEMEAL: Duration = Duration::from_secs(10);
+
+/// What the socket refused, so that the next send avoids it.
+#[derive(Clone, Copy, Debug)]
+struct TooBig {
+    remote: SocketAddr,
+    segment: usize,
+    until: Duration,
+}
+
+pub struct Outbox {
+    arena: Vec<u8>,
+    /// Bytes of the arena in use.
+    used: usize,
+    messages: Vec<Message>,
+    /// Messages before this one are gone.
+    sent: usize,
+    sender: Sender,
+    /// Datagrams per send; 1 once the kernel refused to cut.
+    segments: usize,
+    /// The last message may not be extended.
+    closed: bool,
+    too_big: Option<TooBig>,
+    /// The socket took no more; nothing new is read from the TUN until it does.
+    full: bool,
+    /// Remotes whose cached source address the kernel refused.
+    pub stale_sources: Vec<SocketAddr>,
+}
+
+impl Outbox {
+    pub fn new(segment: bool) -> Outbox {
+        Outbox {
+            arena: vec![0; ARENA],
+            used: 0,
+            messages: Vec::with_capacity(256),
+            sent: 0,
+            sender: Sender::default(),
+            segments: if segment { SEGMENTS_NEW } else { 1 },
+            closed: true,
+            too_big: None,
+            full: false,
+            stale_sources: Vec::new(),
+        }
+    }
+
+    /// Room for one datagram of at most `len` bytes, to be followed by [`Outbox::commit`] or by nothing.
+    pub fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.arena.get_mut(self.used..)?.get_mut(..len)
+    }
+
+    /// Takes the first `len` bytes of the last reservation as a datagram for `to`.
+    pub fn commit(&mut self, to: &Endpoint, ecn: u8, len: usize) {
+        let at = self.used;
+        self.used += len;
+        if !self.closed
+            && let Some(last) = self.messages.last_mut()
+            && last.to == to.remote
+            && last.ecn == ecn
+            && len <= last.segment
+            && last.local == to.local
+            && last.len + len <= SEND_LIMIT
+            && last.len / last.segment < self.segments
+        {
+            last.len += len;
+            self.closed = len < last.segment;
+            return;
+        }
+        self.messages.push(Message {
+            to: to.remote,
+            local: to.local,
+            ecn,
+            at,
+            len,
+            segment: len,
+        });
+        self.closed = self.segments == 1;
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Bytes that wait.
+    pub fn waiting(&self) -> usize {
+        self.used
+    }
+
+    /// Sends what waits, as far as the socket takes it.
+    pub fn flush(&mut self, socket: Option<&UdpSocket>, now: Duration, drops: &Drops) {
+        let Some(socket) = socket else {
+            drops.add(DropReason::InterfaceDown, self.messages.len() as u64);
+            self.clear();
+            return;
+        };
+        self.full = false;
+        while self.sent < self.messages.len() {
+            let first = self.messages[self.sent];
+            if self.goes_piecemeal(&first, now) {
+                match self.send_pieces(socket, first, drops) {
+                    Sent::Full => return self.stop_full(),
+                    Sent::Some(_) => continue,
+                }
+            }
+            match self
+                .sender
+                .send(socket, &self.arena, &self.messages[self.sent..])
+            {
+                Ok(Sent::Some(count)) => self.sent += count,
+                Ok(Sent::Full) => return self.stop_full(),
+                Err(error) => self.refused(&error, now, drops),
+            }
+        }
+        self.clear();
+    }
+
+    fn stop_full(&mut self) {
+        self.full = true;
+    }
+
+    fn clear(&mut self) {
+        self.messages.clear();
+        (self.used, self.sent, self.closed, self.full) = (0, 0, true, false);
+    }
+
+    /// Makes room by sending; waits a moment for a full socket rather than lose what was read.
+    pub fn make_room(&mut self, socket: Option<&UdpSocket>, now: Duration, drops: &Drops) {
+        self.flush(socket, now, drops);
+        if self.full
+            && let Some(socket) = socket
+        {
+            let mut wait = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+            let _ = poll(&mut wait, PollTimeout::from(20_u8));
+            self.flush(Some(socket), now, drops);
+        }
+        if self.full {
+            let lost: usize = self.messages[self.sent..]
+                .iter()
+                .map(|m| m.len.div_ceil(m.segment))
+                .sum();
+            drops.add(DropReason::SendFull, lost as u64);
+            self.clear();
+        }
+    }
+
+    fn goes_piecemeal(&self, message: &Message, now: Duration) -> bool {
+        message.segment < message.len
+            && (self.segments == 1
+                || message.len.div_ceil(message.segment) > self.segments
+                || self.too_big.is_some_and(|seen| {
+                    seen.remote == message.to && message.segment >= seen.segment && now < seen.until
+                }))
+    }
+
+    /// Sends a message datagram by datagram, or as few at a time as the kernel takes.
+    fn send_pieces(&mut self, socket: &UdpSocket, message: Message, drops: &Drops) -> Sent {
+        let many = message.len.div_ceil(message.segment) > self.segments && self.segments > 1;
+        let size = if many {
+            message.segment * self.segments
+        } else {
+            message.segment
+        };
+        let end = message.at + message.len;
+        let mut at = message.at;
+        while at < end {
+            let len = size.min(end - at);
+            let piece = Message {
+                at,
+                len,
+                segment: message.segment.min(len),
+                ..message
+            };
+            match self.sender.send(socket, &self.arena, &[piece]) {
+                Ok(Sent::Some(_)) => {}
+                Ok(Sent::Full) => {
+                    // Keep what is left as the message to go on with.
+                    self.messages[self.sent] = Message {
+                        at,
+                        len: end - at,
+                        segment: message.segment.min(end - at),
+                        ..message
+                    };
+                    return Sent::Full;
+                }
+                Err(_) => drops.add(DropReason::SendFailed, len.div_ceil(message.segment) as u64),
+            }
+            at += len;
+        }
+        self.sent += 1;
+        Sent::Some(1)
+    }
+
+    /// What an error on the first waiting message means for it and for those to come.
+    fn refused(&mut self, error: &io::Error, now: Duration, drops: &Drops) {
+        let message = &mut self.messages[self.sent];
+        let count = message.len.div_ceil(message.segment);
+        let cut = count > 1;
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            // Concerns this size on this path, not the offload.
+            Some(libc::EMSGSIZE) if cut => {
+                let until = now + PIECEMEAL;
+                self.too_big = Some(TooBig {
+                    remote: message.to,
+                    segment: message.segment,
+                    until,
+                });
+            }
+            Some(
+                libc::EINVAL
+                | libc::EADDRNOTAVAIL
+                | libc::ENETUNREACH
+                | libc::EHOSTUNREACH
+                | libc::ENODEV,
+            ) if message.local.is_some() => {
+                self.stale_sources.push(message.to);
+                message.local = None;
+            }
+            Some(libc::EINVAL) if cut && count > SEGMENTS_OLD && self.segments > SEGMENTS_OLD => {
+                self.segments = SEGMENTS_OLD;
+            }
+            Some(libc::EINVAL | libc::EIO | libc::EOPNOTSUPP) if cut => {
+                tracing::warn!(%error, "the kernel refuses UDP_SEGMENT: datagrams are sent one by one from now on");
+                self.segments = 1;
+            }
+            _ => {
+                tracing::debug!(%error, remote = %message.to, "send failed");
+                drops.add(DropReason::SendFailed, count as u64);
+                self.sent += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(port: u16) -> Endpoint {
+        Endpoint {
+            remote: ([127, 0, 0, 1], port).into(),
+            local: None,
+        }
+    }
+
+    fn put(outbox: &mut Outbox, port: u16, ecn: u8, len: usize) {
+        outbox.reserve(len).unwrap().fill(port as u8);
+        outbox.commit(&endpoint(port), ecn, len);
+    }
+
+    fn shape(outbox: &Outbox) -> Vec<(u16, usize, usize)> {
+        outbox
+            .messages
+            .iter()
+            .map(|m| (m.to.port(), m.segment, m.len))
+            .collect()
+    }
+
+    #[test]
+    fn equal_datagrams_share_a_send_and_a_shorter_one_ends_it() {
+        let mut outbox = Outbox::new(true);
+        for len in [100, 100, 40, 100, 100] {
+            put(&mut outbox, 1, 0, len);
+        }
+        assert_eq!(shape(&outbox), [(1, 100, 240), (1, 100, 200)]);
+    }
+
+    #[test]
+    fn a_longer_datagram_another_remote_or_another_mark_begins_a_new_send() {
+        let mut outbox = Outbox::new(true);
+        put(&mut outbox, 1, 0, 100);
+        put(&mut outbox, 1, 0, 101);
+        put(&mut outbox, 2, 0, 101);
+        put(&mut outbox, 2, 1, 101);
+        assert_eq!(
+            shape(&outbox),
+            [(1, 100, 100), (1, 101, 101), (2, 101, 101), (2, 101, 101)]
+        );
+    }
+
+    #[test]
+    fn a_send_stays_below_the_limits_of_the_kernel() {
+        let mut outbox = Outbox::new(true);
+        for _ in 0..50 {
+            put(&mut outbox, 1, 0, 1452);
+        }
+        for _ in 0..300 {
+            put(&mut outbox, 2, 0, 96);
+        }
+        for message in &outbox.messages {
+            assert!(
+                message.len <= SEND_LIMIT && message.len.div_ceil(message.segment) <= SEGMENTS_NEW
+            );
+        }
+        assert_eq!(outbox.messages[0].len, 45 * 1452);
+    }
+
+    #[test]
+    fn without_the_offload_every_datagram_is_a_send() {
+        let mut outbox = Outbox::new(false);
+        put(&mut outbox, 1, 0, 100);
+        put(&mut outbox, 1, 0, 100);
+        assert_eq!(shape(&outbox), [(1, 100, 100), (1, 100, 100)]);
+    }
+
+    #[test]
+    fn an_oversized_send_is_remembered_for_its_remote_only() {
+        let mut outbox = Outbox::new(true);
+        put(&mut outbox, 1, 0, 1452);
+        put(&mut outbox, 1, 0, 1452);
+        let now = Duration::from_secs(5);
+        outbox.refused(
+            &io::Error::from_raw_os_error(libc::EMSGSIZE),
+            now,
+            &Drops::default(),
+        );
+        let message = outbox.messages[0];
+        assert!(outbox.goes_piecemeal(&message, now));
+        assert!(!outbox.goes_piecemeal(
+            &Message {
+                to: endpoint(2).remote,
+                ..message
+            },
+            now
+        ));
+        assert!(!outbox.goes_piecemeal(&message, now + PIECEMEAL));
+    }
+
+    #[test]
+    fn a_full_room_is_told_not_overrun() {
+        let mut outbox = Outbox::new(true);
+        while outbox.reserve(60_000).is_some() {
+            outbox.commit(&endpoint(1), 0, 60_000);
+        }
+        assert!(outbox.waiting() <= ARENA);
+    }
+}

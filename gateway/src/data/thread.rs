@@ -1,0 +1,655 @@
+//! The loop of one data thread.
+
+use std::io::IoSlice;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Cache};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::index::{IndexTable, TunnelIndex, thread_of};
+use super::link::{Endpoint, Link, OVERHEAD, Work, receiver_index};
+use super::mailbox::{Command, ControlInbox, Frame, Mailbox, RawHandshake, Stray};
+use super::outbox::Outbox;
+use super::snapshot::{LinkPlace, Snapshot};
+use crate::drops::{DropReason, Drops};
+use crate::io::boottime;
+use crate::io::tun::TunQueue;
+use crate::io::udp::{Inbox, Received, UdpSocket};
+use crate::packet::coalesce::Coalescer;
+use crate::packet::split::{SPARE, Segments};
+use crate::packet::vnet::VnetHeader;
+use crate::packet::{address, ecn, unreachable};
+
+/// A vnet header, the largest packet, and room for padding behind it.
+pub const FRAME_BUFFER: usize = VnetHeader::LEN + 65_536 + SPARE;
+/// Receive slots; each holds what the kernel merged.
+const SLOTS: usize = 8;
+const SLOT: usize = 64 << 10;
+/// Opened packets wait here for their coalesced write.
+const OPENED: usize = 512 << 10;
+/// Frames taken from the TUN before the network is looked at again.
+const TUN_BURST: usize = 16;
+/// Sealed bytes that are worth a system call at once.
+const SEND_AT: usize = 128 << 10;
+const TICK: Duration = Duration::from_millis(250);
+/// ICMP errors for packets without a peer: this many a second, so that a scan is no amplifier.
+const ERRORS_PER_SECOND: u32 = 100;
+
+/// What all data threads of a device share.
+#[derive(Clone)]
+pub struct Shared {
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub mailboxes: Arc<[Mailbox]>,
+    pub control: Arc<ControlInbox>,
+}
+
+/// What the offload probes and the operator left on.
+#[derive(Clone, Copy, Debug)]
+pub struct Offloads {
+    pub tcp: bool,
+    pub udp: bool,
+    pub segment: bool,
+}
+
+pub struct DataThread {
+    id: usize,
+    shared: Shared,
+    snapshot: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
+    tun: TunQueue,
+    attached: bool,
+    socket: Option<UdpSocket>,
+    links: Vec<Option<Box<Link>>>,
+    table: IndexTable,
+    outbox: Outbox,
+    inbox: Inbox,
+    inward: Inward,
+    frame: Vec<u8>,
+    drops: Arc<Drops>,
+    now: Duration,
+    next_tick: Duration,
+    errors_left: u32,
+    stopping: bool,
+}
+
+/// Opened packets on their way to the TUN.
+struct Inward {
+    opened: Vec<u8>,
+    used: usize,
+    coalescer: Coalescer,
+    /// The last source that belonged to its link: runs of packets have one source.
+    checked: Option<(IpAddr, u32)>,
+}
+
+impl DataThread {
+    pub fn new(
+        id: usize,
+        tun: TunQueue,
+        shared: Shared,
+        offloads: Offloads,
+        drops: Arc<Drops>,
+    ) -> DataThread {
+        let mut coalescer = Coalescer::new();
+        coalescer.set_tcp(offloads.tcp);
+        coalescer.set_udp(offloads.udp);
+        DataThread {
+            id,
+            snapshot: Cache::new(shared.snapshot.clone()),
+            shared,
+            tun,
+            attached: true,
+            socket: None,
+            links: Vec::new(),
+            table: IndexTable::new(id),
+            outbox: Outbox::new(offloads.segment),
+            inbox: Inbox::new(SLOTS, SLOT),
+            inward: Inward {
+                opened: vec![0; OPENED],
+                used: 0,
+                coalescer,
+                checked: None,
+            },
+            frame: vec![0; FRAME_BUFFER],
+            drops,
+            now: boottime(),
+            next_tick: Duration::ZERO,
+            errors_left: ERRORS_PER_SECOND,
+            stopping: false,
+        }
+    }
+
+    /// Moves packets until told to stop.
+    pub fn run(mut self) {
+        let mut ready = Ready {
+            tun: true,
+            socket: true,
+        };
+        while !self.stopping {
+            self.now = boottime();
+            self.inward.checked = None;
+            self.obey();
+            self.take_handed_over();
+            let received = ready.socket && self.receive();
+            let read = ready.tun && self.read_tun();
+            self.flush();
+            if self.now >= self.next_tick {
+                self.tick();
+            }
+            ready = if received || read {
+                Ready {
+                    tun: true,
+                    socket: true,
+                }
+            } else {
+                self.sleep()
+            };
+        }
+    }
+
+    fn work(&mut self) -> (&mut [Option<Box<Link>>], Work<'_>) {
+        let work = Work {
+            outbox: &mut self.outbox,
+            socket: self.socket.as_ref(),
+            table: &mut self.table,
+            drops: &self.drops,
+            now: self.now,
+            mtu: self.snapshot.load().mtu,
+        };
+        (&mut self.links, work)
+    }
+
+    // ---- control ----------------------------------------------------------------------------
+
+    fn obey(&mut self) {
+        for command in self.shared.mailboxes[self.id].take_commands() {
+            self.apply(command);
+        }
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::AddLink { slot, spec } => self.add_link(slot, *spec),
+            Command::RemoveLink { slot } => {
+                if let Some(link) = self.links.get_mut(slot as usize).and_then(Option::take) {
+                    link.remove(&mut self.table, &self.drops);
+                }
+            }
+            Command::PrivateKey { slot, key, limiter } => {
+                self.with_link(slot, |link, work| link.set_private_key(key, limiter, work));
+            }
+            Command::PresharedKey { slot, key } => {
+                self.with_link(slot, |link, work| link.set_preshared_key(key, work))
+            }
+            Command::Endpoint { slot, remote } => {
+                self.with_link(slot, |link, _| link.set_remote(remote))
+            }
+            Command::Keepalive { slot, seconds } => {
+                self.with_link(slot, |link, work| link.set_keepalive(seconds, work))
+            }
+            Command::ForgetSource { slot } => self.with_link(slot, |link, _| link.forget_source()),
+            Command::Socket(socket) => self.set_socket(socket),
+            Command::Mark(fwmark) => {
+                if let Some(Err(error)) = self.socket.as_ref().map(|socket| socket.set_mark(fwmark))
+                {
+                    tracing::error!(%error, fwmark, "the firewall mark cannot be set");
+                }
+            }
+            Command::Attach(attached) => match self.tun.set_attached(attached) {
+                Ok(()) => self.attached = attached,
+                Err(error) => tracing::warn!(%error, attached, "TUN queue cannot be switched"),
+            },
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    fn with_link(&mut self, slot: u32, act: impl FnOnce(&mut Link, &mut Work<'_>)) {
+        let (links, mut work) = self.work();
+        if let Some(Some(link)) = links.get_mut(slot as usize) {
+            act(link, &mut work);
+        }
+        self.next_tick = Duration::ZERO;
+    }
+
+    fn add_link(&mut self, slot: u32, spec: super::link::LinkSpec) {
+        let Some(mut link) = Link::new(spec, slot, &mut self.table, self.now) else {
+            tracing::error!(
+                "this thread has no receiver index left: the peer stays without a link"
+            );
+            return;
+        };
+        let (_, mut work) = self.work();
+        if work.socket.is_some() {
+            link.start(&mut work);
+        }
+        let slot = slot as usize;
+        if self.links.len() <= slot {
+            self.links.resize_with(slot + 1, || None);
+        }
+        self.links[slot] = Some(Box::new(link));
+        self.next_tick = Duration::ZERO;
+    }
+
+    fn set_socket(&mut self, socket: Option<UdpSocket>) {
+        self.flush();
+        let was_up = self.socket.is_some();
+        let is_up = socket.is_some();
+        self.socket = socket;
+        let (links, mut work) = self.work();
+        for link in links.iter_mut().flatten() {
+            match (was_up, is_up) {
+                (false, true) => link.start(&mut work),
+                (true, false) => link.reset(work.drops),
+                // A new port: the sessions stay, their sources may not.
+                _ => link.forget_source(),
+            }
+        }
+        self.next_tick = Duration::ZERO;
+    }
+
+    // ---- time -------------------------------------------------------------------------------
+
+    fn tick(&mut self) {
+        self.errors_left = (self.errors_left + ERRORS_PER_SECOND / 4).min(ERRORS_PER_SECOND);
+        self.next_tick = Duration::MAX;
+        if self.socket.is_none() {
+            return;
+        }
+        let now = self.now;
+        let (links, mut work) = self.work();
+        let mut awake = false;
+        for link in links.iter_mut().flatten().filter(|link| link.is_awake(now)) {
+            link.tick(&mut work);
+            awake = true;
+        }
+        if awake || self.errors_left < ERRORS_PER_SECOND {
+            self.next_tick = now + TICK;
+        }
+        self.flush();
+    }
+
+    fn sleep(&mut self) -> Ready {
+        let mailbox = &self.shared.mailboxes[self.id];
+        if !mailbox.may_sleep() {
+            return Ready {
+                tun: true,
+                socket: true,
+            };
+        }
+        let timeout = match self.next_tick.checked_sub(self.now) {
+            Some(left) if left < Duration::from_secs(3600) => {
+                PollTimeout::from(left.as_millis() as u16 + 1)
+            }
+            Some(_) => PollTimeout::NONE,
+            None => PollTimeout::ZERO,
+        };
+        let blocked = self.outbox.is_full();
+        let wake = mailbox.fd();
+        // What is not to be watched stands as the wake descriptor with no event asked for.
+        let (socket, socket_events) = match &self.socket {
+            Some(socket) if blocked => (socket.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT),
+            Some(socket) => (socket.as_fd(), PollFlags::POLLIN),
+            None => (wake, PollFlags::empty()),
+        };
+        let (tun, tun_events) = match self.attached && !blocked {
+            true => (self.tun.as_fd(), PollFlags::POLLIN),
+            false => (wake, PollFlags::empty()),
+        };
+        let mut fds = [
+            PollFd::new(wake, PollFlags::POLLIN),
+            PollFd::new(socket, socket_events),
+            PollFd::new(tun, tun_events),
+        ];
+        let _ = poll(&mut fds, timeout);
+        let [mailbox_ready, socket_ready, tun_ready] =
+            fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        mailbox.woke(!mailbox_ready.is_empty());
+        if tun_ready.contains(PollFlags::POLLERR) && !tun_ready.contains(PollFlags::POLLIN) {
+            // The interface is gone; control hears of it from netlink and ends us.
+            self.attached = false;
+        }
+        Ready {
+            tun: !tun_ready.is_empty(),
+            socket: !socket_ready.is_empty(),
+        }
+    }
+
+    // ---- out --------------------------------------------------------------------------------
+
+    fn read_tun(&mut self) -> bool {
+        for count in 0..TUN_BURST {
+            if !self.attached || self.outbox.is_full() {
+                return count > 0;
+            }
+            let end = FRAME_BUFFER - SPARE;
+            match self.tun.read(&mut self.frame[..end]) {
+                Ok(Some(len)) => self.frame_from_tun(len),
+                Ok(None) => return count > 0,
+                Err(error) => {
+                    tracing::debug!(%error, "TUN read failed");
+                    return false;
+                }
+            }
+            if self.outbox.waiting() >= SEND_AT {
+                self.flush();
+            }
+        }
+        true
+    }
+
+    fn frame_from_tun(&mut self, len: usize) {
+        let Some(to) = self
+            .frame
+            .get(VnetHeader::LEN..len)
+            .and_then(address::destination)
+        else {
+            return self.drops.count(DropReason::TunMalformed);
+        };
+        match self.snapshot.load().link_for(to) {
+            Ok(place) if place.thread as usize == self.id => {
+                let mut frame = std::mem::take(&mut self.frame);
+                self.transmit(place.slot, &mut frame, len);
+                self.frame = frame;
+            }
+            Ok(place) => self.hand_over(place, len),
+            Err(reason) => {
+                let frame = std::mem::take(&mut self.frame);
+                self.refuse(reason, &frame[VnetHeader::LEN..len]);
+                self.frame = frame;
+            }
+        }
+    }
+
+    fn transmit(&mut self, slot: u32, frame: &mut [u8], len: usize) {
+        let header = frame.first_chunk().and_then(VnetHeader::parse);
+        let Some(header) = header else {
+            return self.drops.count(DropReason::VnetHeader);
+        };
+        let packet_len = len - VnetHeader::LEN;
+        let mut segments = match Segments::new(header, &mut frame[VnetHeader::LEN..], packet_len) {
+            Ok(segments) => segments,
+            Err(reason) => return self.drops.count(reason),
+        };
+        let (links, mut work) = self.work();
+        match links.get_mut(slot as usize) {
+            Some(Some(link)) if link.remote().is_some() => link.transmit(&mut segments, &mut work),
+            Some(Some(_)) => self.refuse(DropReason::NoEndpoint, &frame[VnetHeader::LEN..len]),
+            _ => self.drops.count(DropReason::NoPeer),
+        }
+    }
+
+    /// Gives a frame to the thread that owns its link, buffer and all.
+    fn hand_over(&mut self, place: LinkPlace, len: usize) {
+        let owner = &self.shared.mailboxes[place.thread as usize];
+        let spare = owner.spare.pop().unwrap_or_else(|| vec![0; FRAME_BUFFER]);
+        let buffer = std::mem::replace(&mut self.frame, spare);
+        if let Err(frame) = owner.frames.push(Frame { place, len, buffer }) {
+            self.drops.count(DropReason::RingFull);
+            let _ = owner.spare.push(frame.buffer);
+        }
+        owner.wake();
+    }
+
+    /// Tells the sender that no peer takes this packet.
+    fn refuse(&mut self, reason: DropReason, packet: &[u8]) {
+        self.drops.count(reason);
+        if self.errors_left == 0 {
+            return;
+        }
+        let mut answer = [0; 1280];
+        if let Some(size) = unreachable::build(packet, &mut answer) {
+            self.errors_left -= 1;
+            self.next_tick = self.next_tick.min(self.now + TICK);
+            let plain = [0; VnetHeader::LEN];
+            // A full TUN loses one error message: nothing follows from that.
+            let _ = self
+                .tun
+                .write(&[IoSlice::new(&plain), IoSlice::new(&answer[..size])]);
+        }
+    }
+
+    fn flush(&mut self) {
+        self.outbox
+            .flush(self.socket.as_ref(), self.now, &self.drops);
+        while let Some(remote) = self.outbox.stale_sources.pop() {
+            for link in self
+                .links
+                .iter_mut()
+                .flatten()
+                .filter(|link| link.remote() == Some(remote))
+            {
+                link.forget_source();
+            }
+        }
+    }
+
+    // ---- in ---------------------------------------------------------------------------------
+
+    /// What other threads read that is ours. Before our own queue: a flow that moves to it must
+    /// not overtake itself.
+    fn take_handed_over(&mut self) {
+        while let Some(mut frame) = self.shared.mailboxes[self.id].frames.pop() {
+            self.transmit(frame.place.slot, &mut frame.buffer, frame.len);
+            let _ = self.shared.mailboxes[self.id].spare.push(frame.buffer);
+        }
+        while let Some(stray) = self.shared.mailboxes[self.id].strays.pop() {
+            self.open_run(&stray.received, &stray.datagram);
+        }
+        while let Some(handshake) = self.shared.mailboxes[self.id].handshakes.pop() {
+            let datagram = &handshake.datagram[..handshake.len];
+            let slot = handshake.slot.or_else(|| {
+                let at = if datagram.first() == Some(&2) { 8 } else { 4 };
+                self.table
+                    .find(TunnelIndex::of(receiver_index(datagram, at)?))
+            });
+            match slot {
+                Some(slot) => self.with_link(slot, |link, work| {
+                    link.handshake(datagram, &handshake.from, work)
+                }),
+                None => self.drops.count(DropReason::UnknownIndex),
+            }
+        }
+        self.write_tun();
+    }
+
+    fn receive(&mut self) -> bool {
+        let Some(socket) = &self.socket else {
+            return false;
+        };
+        let count = match self.inbox.receive(socket) {
+            Ok(count) => count,
+            Err(error) => {
+                // An ICMP error of an earlier send may be reported here; the next call goes on.
+                tracing::debug!(%error, "receive failed");
+                return false;
+            }
+        };
+        let inbox = std::mem::replace(&mut self.inbox, Inbox::new(0, 0));
+        for index in 0..count {
+            match inbox.get(index) {
+                Some((received, datagrams)) => self.open_run(&received, datagrams),
+                None => self.drops.count(DropReason::Malformed),
+            }
+        }
+        self.inbox = inbox;
+        self.write_tun();
+        count > 0
+    }
+
+    /// Datagrams of one size that arrived together from one remote.
+    fn open_run(&mut self, received: &Received, datagrams: &[u8]) {
+        let from = Endpoint {
+            remote: received.from,
+            local: received.local,
+        };
+        let mut opened: Option<(u32, u64)> = None;
+        for datagram in datagrams.chunks(received.segment.max(1)) {
+            let Some(slot) = self.slot_of(received, datagram) else {
+                continue;
+            };
+            if opened.is_some_and(|(last, _)| last != slot) {
+                self.note_received(opened.take(), &from);
+            }
+            if self.open(slot, datagram, received.ecn) {
+                opened.get_or_insert((slot, 0)).1 += datagram.len() as u64;
+            }
+        }
+        self.note_received(opened, &from);
+    }
+
+    fn note_received(&mut self, opened: Option<(u32, u64)>, from: &Endpoint) {
+        if let Some((slot, bytes)) = opened
+            && let Some(Some(link)) = self.links.get_mut(slot as usize)
+        {
+            link.received(from, bytes, self.now);
+        }
+    }
+
+    /// The link of a data datagram; anything else goes where it belongs or is counted.
+    fn slot_of(&mut self, received: &Received, datagram: &[u8]) -> Option<u32> {
+        let kind = receiver_index(datagram, 0);
+        let receiver = receiver_index(datagram, 4).filter(|_| datagram.len() >= OVERHEAD);
+        let (Some(4), Some(receiver)) = (kind, receiver) else {
+            self.not_data(received, kind, datagram);
+            return None;
+        };
+        if let Some(slot) = self.table.find(TunnelIndex::of(receiver)) {
+            return Some(slot);
+        }
+        match self.shared.mailboxes.get(thread_of(receiver)) {
+            Some(owner) if thread_of(receiver) != self.id => {
+                let one = Received {
+                    len: datagram.len(),
+                    segment: datagram.len(),
+                    ..*received
+                };
+                if owner
+                    .strays
+                    .push(Stray {
+                        received: one,
+                        datagram: datagram.into(),
+                    })
+                    .is_err()
+                {
+                    self.drops.count(DropReason::RingFull);
+                }
+                owner.wake();
+            }
+            _ => self.drops.count(DropReason::UnknownIndex),
+        }
+        None
+    }
+
+    fn not_data(&mut self, received: &Received, kind: Option<u32>, datagram: &[u8]) {
+        if !matches!(kind, Some(1..=3)) {
+            return self.drops.count(DropReason::Malformed);
+        }
+        match RawHandshake::new(received, datagram) {
+            None => self.drops.count(DropReason::Malformed),
+            Some(raw) => {
+                if !self.shared.control.push(raw) {
+                    self.drops.count(DropReason::HandshakeQueueFull);
+                }
+            }
+        }
+    }
+
+    /// Opens one datagram and queues what was inside; false if it was not authentic.
+    fn open(&mut self, slot: u32, datagram: &[u8], outer_ecn: u8) -> bool {
+        if self.inward.opened.len() - self.inward.used < datagram.len() {
+            self.write_tun();
+        }
+        let Some(Some(link)) = self.links.get_mut(slot as usize) else {
+            return false;
+        };
+        let at = self.inward.used;
+        let mut work = Work {
+            outbox: &mut self.outbox,
+            socket: self.socket.as_ref(),
+            table: &mut self.table,
+            drops: &self.drops,
+            now: self.now,
+            mtu: self.snapshot.load().mtu,
+        };
+        link.tick_before_use(&mut work);
+        match link.open(datagram, &mut self.inward.opened[at..], &mut work) {
+            Ok(0) => true,
+            Ok(len) => {
+                self.deliver(slot, at, len, outer_ecn);
+                true
+            }
+            Err(reason) => {
+                self.drops.count(reason);
+                reason == DropReason::InnerMalformed
+            }
+        }
+    }
+
+    fn deliver(&mut self, slot: u32, at: usize, len: usize, outer_ecn: u8) {
+        let Inward {
+            opened,
+            used,
+            coalescer,
+            checked,
+        } = &mut self.inward;
+        let packet = &mut opened[at..at + len];
+        let Some(source) = address::source(packet) else {
+            return self.drops.count(DropReason::InnerMalformed);
+        };
+        if *checked != Some((source, slot)) {
+            let place = LinkPlace {
+                thread: self.id as u32,
+                slot,
+            };
+            if self.snapshot.load().link_for(source) != Ok(place) {
+                return self.drops.count(DropReason::InnerSource);
+            }
+            *checked = Some((source, slot));
+        }
+        if let Err(reason) = ecn::apply(outer_ecn, packet) {
+            return self.drops.count(reason);
+        }
+        coalescer.push(opened, at, len);
+        *used = (at + len).next_multiple_of(64).min(opened.len());
+    }
+
+    fn write_tun(&mut self) {
+        let Inward {
+            opened,
+            used,
+            coalescer,
+            ..
+        } = &mut self.inward;
+        *used = 0;
+        if coalescer.is_empty() {
+            return;
+        }
+        let mut refused = None;
+        coalescer.drain(opened, |header, pieces, packets| {
+            if let Err(error) = self.tun.write(pieces) {
+                self.drops.add(DropReason::TunWrite, packets as u64);
+                if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) {
+                    refused = Some(header.gso);
+                }
+            }
+        });
+        if let Some(gso) = refused {
+            tracing::warn!(
+                ?gso,
+                "the kernel refuses superpackets of this kind from us: written one by one from now on"
+            );
+            if gso == crate::packet::vnet::Gso::Udp {
+                coalescer.set_udp(false)
+            } else {
+                coalescer.set_tcp(false)
+            }
+        }
+    }
+}
+
+/// What to look at after a sleep.
+struct Ready {
+    tun: bool,
+    socket: bool,
+}

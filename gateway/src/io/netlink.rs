@@ -1,0 +1,261 @@
+//! Watches the kernel: is our interface up, how large may its packets be, is it gone, did routes change.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    socket,
+};
+
+const GROUPS: u32 = (libc::RTMGRP_LINK
+    | libc::RTMGRP_IPV4_IFADDR
+    | libc::RTMGRP_IPV4_ROUTE
+    | libc::RTMGRP_IPV6_IFADDR
+    | libc::RTMGRP_IPV6_ROUTE) as u32;
+
+/// What the kernel told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelEvent {
+    Link {
+        index: u32,
+        up: bool,
+        mtu: Option<u32>,
+    },
+    LinkGone {
+        index: u32,
+    },
+    /// An address or a route came or went.
+    Routes,
+    /// The kernel had more to tell than the socket could hold.
+    Overrun,
+}
+
+/// A subscription to link, address and route changes.
+#[derive(Debug)]
+pub struct Monitor {
+    fd: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+fn route_socket(flags: SockFlag, groups: u32) -> io::Result<OwnedFd> {
+    let flags = flags | SockFlag::SOCK_CLOEXEC;
+    let fd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        flags,
+        SockProtocol::NetlinkRoute,
+    )?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    Ok(fd)
+}
+
+impl Monitor {
+    pub fn new() -> io::Result<Monitor> {
+        Ok(Monitor {
+            fd: route_socket(SockFlag::SOCK_NONBLOCK, GROUPS)?,
+            buffer: vec![0; 64 << 10],
+        })
+    }
+
+    /// Asks for the present state of interface `index`; the answer arrives as a [`KernelEvent::Link`].
+    pub fn request_link(&self, index: u32) -> io::Result<()> {
+        let mut body = [0; 16];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let message = message(libc::RTM_GETLINK, &body);
+        send(self.fd.as_raw_fd(), &message, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// Everything told since the last call.
+    pub fn read(&mut self, mut event: impl FnMut(KernelEvent)) -> io::Result<()> {
+        loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Ok(len) => parse(&self.buffer[..len], &mut event),
+                Err(nix::Error::EAGAIN) => return Ok(()),
+                Err(nix::Error::ENOBUFS) => event(KernelEvent::Overrun),
+                Err(nix::Error::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+const HEADER: usize = 16;
+
+fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER + body.len());
+    out.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    out.extend_from_slice(&[0; 8]);
+    out.extend_from_slice(body);
+    out
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes
+        .get(at..)?
+        .first_chunk::<4>()
+        .map(|chunk| u32::from_ne_bytes(*chunk))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes
+        .get(at..)?
+        .first_chunk::<2>()
+        .map(|chunk| u16::from_ne_bytes(*chunk))
+}
+
+/// Splits off the first length-prefixed item (message or attribute) of `bytes`.
+fn next_item<'a>(bytes: &mut &'a [u8], len: usize, least: usize) -> Option<&'a [u8]> {
+    if len < least {
+        return None;
+    }
+    let item = bytes.get(..len)?;
+    *bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    Some(item)
+}
+
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = u32_at(bytes, 0)? as usize;
+        let item = next_item(&mut bytes, len, HEADER)?;
+        Some((u16_at(item, 4)?, &item[HEADER..]))
+    })
+}
+
+fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let len = usize::from(u16_at(bytes, 0)?);
+        let item = next_item(&mut bytes, len, 4)?;
+        if u16_at(item, 2)? == wanted {
+            return Some(&item[4..]);
+        }
+    }
+}
+
+fn parse(bytes: &[u8], event: &mut impl FnMut(KernelEvent)) {
+    for (kind, body) in messages(bytes) {
+        match kind {
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+                let (Some(index), Some(flags)) = (u32_at(body, 4), u32_at(body, 8)) else {
+                    continue;
+                };
+                if kind == libc::RTM_DELLINK {
+                    event(KernelEvent::LinkGone { index });
+                    continue;
+                }
+                let mtu = body
+                    .get(16..)
+                    .and_then(|rest| attribute(rest, libc::IFLA_MTU))
+                    .and_then(|mtu| u32_at(mtu, 0));
+                event(KernelEvent::Link {
+                    index,
+                    up: flags & libc::IFF_UP as u32 != 0,
+                    mtu,
+                });
+            }
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE | libc::RTM_NEWADDR | libc::RTM_DELADDR => {
+                event(KernelEvent::Routes);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The interface by which the kernel would send from `local` to `remote` now; `None` if it would not.
+pub fn route_interface(remote: IpAddr, local: IpAddr, fwmark: u32) -> io::Result<Option<u32>> {
+    const RTA_DST: u16 = 1;
+    const RTA_SRC: u16 = 2;
+    const RTA_OIF: u16 = 4;
+    const RTA_MARK: u16 = 16;
+    let fd = route_socket(SockFlag::empty(), 0)?;
+    let (family, bits) = if remote.is_ipv4() {
+        (libc::AF_INET, 32)
+    } else {
+        (libc::AF_INET6, 128)
+    };
+    let mut body = vec![0; 12];
+    body[..3].copy_from_slice(&[family as u8, bits, bits]);
+    for (kind, address) in [(RTA_DST, remote), (RTA_SRC, local)] {
+        match address {
+            IpAddr::V4(v4) => put_attribute(&mut body, kind, &v4.octets()),
+            IpAddr::V6(v6) => put_attribute(&mut body, kind, &v6.octets()),
+        }
+    }
+    if fwmark != 0 {
+        put_attribute(&mut body, RTA_MARK, &fwmark.to_ne_bytes());
+    }
+    send(
+        fd.as_raw_fd(),
+        &message(libc::RTM_GETROUTE, &body),
+        MsgFlags::empty(),
+    )?;
+    let mut buffer = vec![0; 16 << 10];
+    let len = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    let answer = messages(&buffer[..len])
+        .find(|(kind, _)| *kind == libc::RTM_NEWROUTE)
+        .and_then(|(_, body)| attribute(body.get(12..)?, RTA_OIF))
+        .and_then(|oif| u32_at(oif, 0));
+    Ok(answer)
+}
+
+fn put_attribute(body: &mut Vec<u8>, kind: u16, data: &[u8]) {
+    body.extend_from_slice(&((4 + data.len()) as u16).to_ne_bytes());
+    body.extend_from_slice(&kind.to_ne_bytes());
+    body.extend_from_slice(data);
+    body.resize(body.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_message_is_read() {
+        let mut body = vec![0; 16];
+        body[4..8].copy_from_slice(&7_u32.to_ne_bytes());
+        body[8..12].copy_from_slice(&1_u32.to_ne_bytes());
+        put_attribute(&mut body, 3, b"wg0\0");
+        put_attribute(&mut body, libc::IFLA_MTU, &1300_u32.to_ne_bytes());
+        let mut seen = vec![];
+        parse(&message(libc::RTM_NEWLINK, &body), &mut |event| {
+            seen.push(event)
+        });
+        assert_eq!(
+            seen,
+            [KernelEvent::Link {
+                index: 7,
+                up: true,
+                mtu: Some(1300)
+            }]
+        );
+    }
+
+    #[test]
+    fn cut_off_and_lying_messages_end_the_walk() {
+        let whole = message(libc::RTM_DELLINK, &[0; 16]);
+        for len in 0..whole.len() {
+            parse(&whole[..len], &mut |event| panic!("{event:?}"));
+        }
+        let mut lying = whole.clone();
+        for size in [0_u32, 3, 15, 4000, u32::MAX] {
+            lying[..4].copy_from_slice(&size.to_ne_bytes());
+            parse(&lying, &mut |event| panic!("{event:?}"));
+        }
+    }
+
+    #[test]
+    fn the_route_to_loopback_leaves_by_loopback() {
+        let local = "127.0.0.1".parse().unwrap();
+        assert_eq!(route_interface(local, local, 0).unwrap(), Some(1));
+    }
+}

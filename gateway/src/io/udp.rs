@@ -1,0 +1,271 @@
+//! The outer sockets: one per data thread and one for handshakes, all on the same port, with the
+//! kernel steering each datagram to the thread that owns its session.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::Offload;
+use super::sys::{self, ReceiveBatch, SEND_BATCH, SendBatch};
+
+pub use super::sys::{Local, Message, Received};
+
+/// Enough for 10 ms at 10 Gb/s; more would only add delay.
+const RECEIVE_BUFFER: i32 = 16 << 20;
+const SEND_BUFFER: i32 = 4 << 20;
+
+/// Bits of a receiver index that name the owning thread; see `data::index`.
+const THREAD_MASK: u32 = crate::data::index::THREAD_MASK;
+
+/// A bound socket of the group.
+#[derive(Debug)]
+pub struct UdpSocket {
+    fd: OwnedFd,
+    /// IPv6 socket that carries IPv4 as mapped addresses; without IPv6 in the kernel a plain IPv4 one.
+    dual: bool,
+}
+
+/// All sockets of one port: `data[i]` for thread i, `control` for what is not data.
+#[derive(Debug)]
+pub struct SocketGroup {
+    pub port: u16,
+    pub data: Vec<UdpSocket>,
+    pub control: UdpSocket,
+    /// Whether the kernel picks the socket by receiver index.
+    pub steered: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("UDP port {port} cannot be opened ({step}): {source}{}", hint(.source))]
+pub struct SocketError {
+    pub port: u16,
+    step: &'static str,
+    #[source]
+    pub source: io::Error,
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EADDRINUSE) => "; another process has it, see: ss -lunp",
+        Some(libc::EPERM | libc::EACCES) => "; run as root or with CAP_NET_ADMIN",
+        _ => "",
+    }
+}
+
+impl SocketGroup {
+    /// Binds `threads` data sockets and the control socket to `port` (0: any free one).
+    pub fn bind(
+        port: u16,
+        threads: usize,
+        fwmark: u32,
+        without: &[Offload],
+    ) -> Result<SocketGroup, SocketError> {
+        let failed = |step| move |source| SocketError { port, step, source };
+        let first = UdpSocket::open(without).map_err(failed("socket"))?;
+        // The first binds alone, so that a port someone else holds is an error even if he would share it.
+        first.bind(port).map_err(failed("bind"))?;
+        let port = sys::local_address(first.as_fd())
+            .map_err(failed("read back"))?
+            .port();
+        let mut sockets = vec![first];
+        sockets[0].share().map_err(failed("share"))?;
+        for index in 1..=threads {
+            let single = [without, &[Offload::UdpGro]].concat();
+            let without = if index == threads { &single } else { without };
+            let next = UdpSocket::open(without).map_err(failed("socket"))?;
+            next.share().map_err(failed("share"))?;
+            next.bind(port).map_err(failed("bind"))?;
+            sockets.push(next);
+        }
+        for socket in &sockets {
+            socket
+                .set_mark(fwmark)
+                .map_err(failed("set the firewall mark"))?;
+        }
+        let steered = !without.contains(&Offload::Steering)
+            && sys::attach_steering(sockets[0].as_fd(), &steering(threads as u32)).is_ok();
+        // The control socket was bound last, as the steering program counts.
+        let Some(control) = sockets.pop() else {
+            unreachable!("one was bound above")
+        };
+        Ok(SocketGroup {
+            port,
+            data: sockets,
+            control,
+            steered,
+        })
+    }
+}
+
+/// The program that picks a socket of the group: data by the thread bits of its receiver index,
+/// everything else to the control socket, which was bound last. Offsets count from the payload.
+fn steering(threads: u32) -> [libc::sock_filter; 6] {
+    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+    const RETURN_A: u16 = (libc::BPF_RET | libc::BPF_A) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    [
+        step(LOAD_BYTE, 0, 0, 0),
+        step(JUMP_EQUAL, 0, 3, 4),
+        step(LOAD_BYTE, 0, 0, 5),
+        step(AND, 0, 0, THREAD_MASK),
+        step(RETURN_A, 0, 0, 0),
+        step(RETURN, 0, 0, threads),
+    ]
+}
+
+/// Any datagram socket, for interface requests.
+pub(crate) fn any_socket() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    socket(AddressFamily::Inet, SockType::Datagram, flags, None)
+        .or_else(|_| socket(AddressFamily::Inet6, SockType::Datagram, flags, None))
+        .map_err(Into::into)
+}
+
+impl UdpSocket {
+    fn open(without: &[Offload]) -> io::Result<UdpSocket> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (fd, dual) = match socket(AddressFamily::Inet6, SockType::Datagram, flags, None) {
+            Ok(fd)
+                if sys::set_option(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)
+                    .is_ok() =>
+            {
+                (fd, true)
+            }
+            _ => (
+                socket(AddressFamily::Inet, SockType::Datagram, flags, None)?,
+                false,
+            ),
+        };
+        let opened = UdpSocket { fd, dual };
+        opened.set_options(without)?;
+        Ok(opened)
+    }
+
+    fn set_options(&self, without: &[Offload]) -> io::Result<()> {
+        let fd = self.fd.as_fd();
+        let set = |level, name, value| sys::set_option(fd, level, name, value);
+        // Any ICMP "too big" is ignored: a forged one must not shrink the path. DF stays off.
+        const PMTUDISC_OMIT: i32 = 5;
+        if self.dual {
+            set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+            set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+            set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, PMTUDISC_OMIT)?;
+        } else {
+            set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+        }
+        set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTUDISC_OMIT)?;
+        for (forced, plain, size) in [
+            (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER),
+            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER),
+        ] {
+            if set(libc::SOL_SOCKET, forced, size).is_err() {
+                set(libc::SOL_SOCKET, plain, size)?;
+            }
+        }
+        if !without.contains(&Offload::UdpGro)
+            && let Err(error) = set(libc::SOL_UDP, libc::UDP_GRO, 1)
+        {
+            tracing::info!(%error, "no UDP_GRO: datagrams are received one by one");
+        }
+        Ok(())
+    }
+
+    fn share(&self) -> io::Result<()> {
+        sys::set_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)
+    }
+
+    fn bind(&self, port: u16) -> io::Result<()> {
+        let address: SocketAddr = if self.dual {
+            (Ipv6Addr::UNSPECIFIED, port).into()
+        } else {
+            (Ipv4Addr::UNSPECIFIED, port).into()
+        };
+        sys::bind(self.fd.as_fd(), address, self.dual)
+    }
+
+    /// Marks what is sent; 0 takes the mark off.
+    pub fn set_mark(&self, fwmark: u32) -> io::Result<()> {
+        sys::set_option(
+            self.fd.as_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MARK,
+            fwmark.cast_signed(),
+        )
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Buffers that receive batches of datagrams.
+pub struct Inbox(ReceiveBatch);
+
+impl Inbox {
+    pub fn new(slots: usize, slot: usize) -> Inbox {
+        Inbox(ReceiveBatch::new(slots, slot))
+    }
+
+    /// Fills slots with what waits; 0 when nothing does.
+    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        match self.0.receive(socket.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            other => other,
+        }
+    }
+
+    pub fn slots(&self) -> usize {
+        self.0.slots()
+    }
+
+    pub fn get(&self, index: usize) -> Option<(Received, &[u8])> {
+        self.0.get(index)
+    }
+}
+
+/// What became of a list of messages.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The first this many are gone.
+    Some(usize),
+    /// The socket takes no more for now.
+    Full,
+}
+
+/// Sends lists of messages out of one arena.
+pub struct Sender(Box<SendBatch>);
+
+impl Default for Sender {
+    fn default() -> Self {
+        Sender(SendBatch::new())
+    }
+}
+
+impl Sender {
+    /// How many messages one call takes.
+    pub const BATCH: usize = SEND_BATCH;
+
+    /// Sends a prefix of `messages`. An error concerns the first of them only.
+    pub fn send(
+        &mut self,
+        socket: &UdpSocket,
+        arena: &[u8],
+        messages: &[Message],
+    ) -> io::Result<Sent> {
+        match self.0.send(socket.as_fd(), socket.dual, arena, messages) {
+            Ok(count) => Ok(Sent::Some(count)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {
+                Ok(Sent::Full)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Where a packet comes from and goes to, read without looking at anything else of it.
+
+use std::net::IpAddr;
+
+/// `None` if it is neither IPv4 nor IPv6, or shorter than its header.
+pub fn source(packet: &[u8]) -> Option<IpAddr> {
+    address(packet, 12, 8)
+}
+
+/// `None` if it is neither IPv4 nor IPv6, or shorter than its header.
+pub fn destination(packet: &[u8]) -> Option<IpAddr> {
+    address(packet, 16, 24)
+}
+
+fn address(packet: &[u8], v4_at: usize, v6_at: usize) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        4 => packet
+            .get(v4_at..20)?
+            .first_chunk::<4>()
+            .map(|octets| IpAddr::from(*octets)),
+        6 => packet
+            .get(v6_at..40)?
+            .first_chunk::<16>()
+            .map(|octets| IpAddr::from(*octets)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_families_are_found() {
+        let mut v4 = [0; 20];
+        v4[0] = 0x45;
+        v4[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+        assert_eq!(source(&v4), Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(destination(&v4), Some("10.0.0.2".parse().unwrap()));
+        let mut v6 = [0; 40];
+        (v6[0], v6[23], v6[39]) = (0x60, 1, 2);
+        assert_eq!(source(&v6), Some("::1".parse().unwrap()));
+        assert_eq!(destination(&v6), Some("::2".parse().unwrap()));
+    }
+
+    #[test]
+    fn anything_shorter_than_its_header_has_none() {
+        for (version, len) in [(0x45, 19), (0x60, 39), (0x50, 60), (0x45, 1)] {
+            let mut packet = vec![0; len];
+            packet[0] = version;
+            assert_eq!((source(&packet), destination(&packet)), (None, None));
+        }
+        assert_eq!(source(&[]), None);
+    }
+}

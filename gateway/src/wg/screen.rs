@@ -1,0 +1,299 @@
+//! What every handshake message passes before a data thread spends a Diffie-Hellman on it: first
+//! authentication code, cookie and per-source limit under load, whose it is.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Packet, TunnResult};
+use boringtun::x25519;
+
+use super::keys::{self, PublicKey};
+use super::limiter::SourceLimiter;
+use super::peers::Peers;
+use crate::data::index::thread_of;
+use crate::data::link::{Endpoint, receiver_index};
+use crate::data::mailbox::{Handshake, RawHandshake, Stray};
+use crate::data::thread::Shared;
+use crate::drops::{DropReason, Drops};
+use crate::io::boottime;
+use crate::io::udp::{Inbox, Message, Received, Sender, UdpSocket};
+
+/// As in the kernel: handshakes that may wait, and from how many on we are under load.
+const WAITING: usize = 4096;
+const LOAD: usize = WAITING / 8;
+/// Load is over this long after the last time so many waited.
+const LOAD_LASTS: Duration = Duration::from_secs(1);
+/// Handshakes screened before the rest of control gets its turn.
+const TURN: usize = 64;
+/// A handshake message fits by far; anything longer is cut off and dropped.
+const SLOT: usize = 2048;
+
+pub(crate) struct Screen {
+    socket: Option<UdpSocket>,
+    inbox: Inbox,
+    sender: Sender,
+    waiting: VecDeque<RawHandshake>,
+    keys: Option<Keys>,
+    sources: SourceLimiter,
+    load_until: Duration,
+    /// Keys the hash that stands for address and port in a cookie.
+    cookie_hash: RandomState,
+    drops: Arc<Drops>,
+}
+
+struct Keys {
+    private: x25519::StaticSecret,
+    public: x25519::PublicKey,
+    /// Never demands a cookie.
+    open: Arc<RateLimiter>,
+    /// Always demands one.
+    strict: RateLimiter,
+}
+
+impl Screen {
+    pub(crate) fn new(drops: Arc<Drops>) -> Screen {
+        Screen {
+            socket: None,
+            inbox: Inbox::new(32, SLOT),
+            sender: Sender::default(),
+            waiting: VecDeque::new(),
+            keys: None,
+            sources: SourceLimiter::default(),
+            load_until: Duration::ZERO,
+            cookie_hash: RandomState::new(),
+            drops,
+        }
+    }
+
+    /// The limiter that links share: theirs must never refuse, since this screen is before them.
+    pub(crate) fn set_key(
+        &mut self,
+        key: Option<x25519::StaticSecret>,
+    ) -> Option<Arc<RateLimiter>> {
+        self.keys = key.map(|private| {
+            let public = x25519::PublicKey::from(&private);
+            let open = Arc::new(RateLimiter::new(&public, u64::MAX));
+            Keys {
+                strict: RateLimiter::new(&public, 0),
+                private,
+                public,
+                open,
+            }
+        });
+        self.open_limiter()
+    }
+
+    pub(crate) fn open_limiter(&self) -> Option<Arc<RateLimiter>> {
+        self.keys.as_ref().map(|keys| keys.open.clone())
+    }
+
+    pub(crate) fn set_socket(&mut self, socket: Option<UdpSocket>) {
+        self.socket = socket;
+        self.waiting.clear();
+    }
+
+    pub(crate) fn set_mark(&self, fwmark: u32) {
+        if let Some(Err(error)) = self.socket.as_ref().map(|socket| socket.set_mark(fwmark)) {
+            tracing::error!(%error, fwmark, "the firewall mark cannot be set");
+        }
+    }
+
+    pub(crate) fn socket(&self) -> Option<&UdpSocket> {
+        self.socket.as_ref()
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Takes what arrived and screens a turn's worth of it.
+    pub(crate) fn work(&mut self, peers: &Peers, shared: &Shared) {
+        self.receive(shared);
+        while let Some(raw) = shared.control.pop() {
+            enqueue(&mut self.waiting, raw, &self.drops);
+        }
+        if self.waiting.is_empty() {
+            return;
+        }
+        let now = boottime();
+        if self.waiting.len() >= LOAD {
+            self.load_until = now + LOAD_LASTS;
+        }
+        for _ in 0..TURN {
+            let Some(raw) = self.waiting.pop_front() else {
+                break;
+            };
+            if let Err(reason) = self.screen(&raw, now, peers, shared) {
+                self.drops.count(reason);
+            }
+        }
+    }
+
+    fn receive(&mut self, shared: &Shared) {
+        let Screen {
+            socket: Some(socket),
+            inbox,
+            waiting,
+            drops,
+            ..
+        } = self
+        else {
+            return;
+        };
+        for _ in 0..WAITING / inbox.slots() {
+            let Ok(count) = inbox.receive(socket) else {
+                return;
+            };
+            for index in 0..count {
+                match inbox.get(index) {
+                    // Reached us past the steering: its thread looks at it again.
+                    Some((received, datagram)) if datagram.first() == Some(&4) => {
+                        stray(shared, received, datagram)
+                    }
+                    Some((received, datagram)) => match RawHandshake::new(&received, datagram) {
+                        Some(raw) => enqueue(waiting, raw, drops),
+                        None => drops.count(DropReason::Malformed),
+                    },
+                    None => drops.count(DropReason::Malformed),
+                }
+            }
+            if count < inbox.slots() {
+                return;
+            }
+        }
+    }
+
+    fn screen(
+        &mut self,
+        raw: &RawHandshake,
+        now: Duration,
+        peers: &Peers,
+        shared: &Shared,
+    ) -> Result<(), DropReason> {
+        let Some(keys) = &self.keys else {
+            return Err(DropReason::HandshakeUnknownPeer);
+        };
+        let under_load = now < self.load_until;
+        let limiter = if under_load {
+            &keys.strict
+        } else {
+            &*keys.open
+        };
+        let mut reply = [0; 64];
+        let source = cookie_address(&self.cookie_hash, raw.from.remote);
+        let packet = match limiter.verify_packet(Some(source), raw.bytes(), &mut reply) {
+            Ok(packet) => packet,
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                let len = cookie.len();
+                self.reply(&raw.from, &reply[..len]);
+                return Err(DropReason::HandshakeCookie);
+            }
+            Err(TunnResult::Err(WireGuardError::InvalidMac)) => {
+                return Err(DropReason::HandshakeMac);
+            }
+            Err(_) => return Err(DropReason::Malformed),
+        };
+        if under_load && !self.sources.allows(raw.from.remote.ip(), now) {
+            return Err(DropReason::HandshakeLimited);
+        }
+        match packet {
+            Packet::HandshakeInit(initiation) => {
+                refuse_low_order(raw.bytes(), 8)?;
+                let half = parse_handshake_anon(&keys.private, &keys.public, &initiation)
+                    .map_err(|_| DropReason::HandshakeRejected)?;
+                let place = peers
+                    .linked(&PublicKey(half.peer_static_public))
+                    .ok_or(DropReason::HandshakeUnknownPeer)?;
+                pass_on(raw, Some(place.slot), place.thread as usize, shared)
+            }
+            Packet::HandshakeResponse(response) => {
+                refuse_low_order(raw.bytes(), 12)?;
+                pass_on(raw, None, thread_of(response.receiver_idx), shared)
+            }
+            Packet::PacketCookieReply(reply) => {
+                pass_on(raw, None, thread_of(reply.receiver_idx), shared)
+            }
+            Packet::PacketData(_) => Err(DropReason::Malformed),
+        }
+    }
+
+    fn reply(&mut self, to: &Endpoint, bytes: &[u8]) {
+        let message = Message {
+            to: to.remote,
+            local: to.local,
+            ecn: 0,
+            at: 0,
+            len: bytes.len(),
+            segment: bytes.len(),
+        };
+        if let Some(socket) = &self.socket
+            && self.sender.send(socket, bytes, &[message]).is_err()
+        {
+            self.drops.count(DropReason::SendFailed);
+        }
+    }
+}
+
+fn enqueue(waiting: &mut VecDeque<RawHandshake>, raw: RawHandshake, drops: &Drops) {
+    if waiting.len() < WAITING {
+        waiting.push_back(raw);
+    } else {
+        drops.count(DropReason::HandshakeQueueFull);
+    }
+}
+
+/// Stands for address and port in a cookie, which boringtun binds to an address only.
+fn cookie_address(hash: &RandomState, remote: SocketAddr) -> IpAddr {
+    let high = u128::from(hash.hash_one((0_u8, remote)));
+    let low = u128::from(hash.hash_one((1_u8, remote)));
+    Ipv6Addr::from_bits(high << 64 | low).into()
+}
+
+/// boringtun does not look at the result of its Diffie-Hellman: a low-order point would make it known to all.
+fn refuse_low_order(message: &[u8], at: usize) -> Result<(), DropReason> {
+    match message.get(at..).and_then(|rest| rest.first_chunk()) {
+        Some(ephemeral) if !keys::is_low_order(ephemeral) => Ok(()),
+        _ => Err(DropReason::HandshakeRejected),
+    }
+}
+
+fn pass_on(
+    raw: &RawHandshake,
+    slot: Option<u32>,
+    thread: usize,
+    shared: &Shared,
+) -> Result<(), DropReason> {
+    let owner = shared
+        .mailboxes
+        .get(thread)
+        .ok_or(DropReason::UnknownIndex)?;
+    let handshake = Handshake {
+        slot,
+        from: raw.from,
+        len: raw.len,
+        datagram: raw.datagram,
+    };
+    let taken = owner.handshakes.push(handshake);
+    owner.wake();
+    taken.map_err(|_| DropReason::HandshakeQueueFull)
+}
+
+fn stray(shared: &Shared, received: Received, datagram: &[u8]) {
+    let owner =
+        receiver_index(datagram, 4).and_then(|index| shared.mailboxes.get(thread_of(index)));
+    if let Some(owner) = owner {
+        // No room is a loss like any other on the network, and rarer.
+        let _ = owner.strays.push(Stray {
+            received,
+            datagram: datagram.into(),
+        });
+        owner.wake();
+    }
+}
