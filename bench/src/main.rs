@@ -8,6 +8,7 @@ mod cpu;
 mod iperf;
 mod machine;
 mod measure;
+mod micro;
 mod report;
 mod run;
 mod scale;
@@ -32,11 +33,14 @@ enum What {
     Site(site::Options),
     /// Many peers and many allowed-ips: the speed of one busy peer, memory, CPU at rest
     Scale(scale::Options),
+    /// Nanoseconds and instructions per packet of each step of the packet path
+    Micro(micro::Options),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().what {
         What::Site(options) => site::run(&options),
         What::Scale(options) => scale::run(&options),
+        What::Micro(options) => micro::run(&options),
     }
 }
