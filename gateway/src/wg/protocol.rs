@@ -31,8 +31,7 @@ pub enum Request {
     Drops,
 }
 
-/// Collects bytes until they make a request.
-#[derive(Debug)]
+/// Collects bytes until they make a request. Not `Debug`: the bytes may be a key.
 pub struct RequestReader {
     scope_index: ScopeIndex,
     /// The start of a line whose end has not come. Never grows, so that no key is left behind in
