@@ -23,9 +23,10 @@ fn directives(filter: Option<&str>, level: Option<&str>) -> String {
     match (filter, level) {
         (Some(filter), _) if !filter.is_empty() => filter.to_owned(),
         (_, Some("verbose" | "debug")) => "debug".to_owned(),
-        (_, Some("error")) => "error".to_owned(),
+        (_, Some("error")) => "error,boringtun=off".to_owned(),
         (_, Some("silent")) => "off".to_owned(),
-        _ => "info".to_owned(),
+        // boringtun calls every session that ends of age an error.
+        _ => "info,boringtun=off".to_owned(),
     }
 }
 
@@ -41,8 +42,8 @@ mod tests {
         );
         assert_eq!(directives(Some(""), Some("silent")), "off");
         assert_eq!(directives(None, Some("verbose")), "debug");
-        assert_eq!(directives(None, Some("error")), "error");
-        assert_eq!(directives(None, Some("loud")), "info");
-        assert_eq!(directives(None, None), "info");
+        assert_eq!(directives(None, Some("error")), "error,boringtun=off");
+        assert_eq!(directives(None, Some("loud")), "info,boringtun=off");
+        assert_eq!(directives(None, None), "info,boringtun=off");
     }
 }

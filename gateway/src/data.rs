@@ -3,9 +3,11 @@
 //! [`mailbox`] and through immutable [`snapshot`]s.
 
 pub mod index;
+mod inward;
 pub mod link;
 pub mod mailbox;
 pub mod outbox;
 pub mod snapshot;
 mod staging;
 pub mod thread;
+mod tunnel;

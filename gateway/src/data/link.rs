@@ -4,21 +4,19 @@
 //! endpoints, persistent keepalive, limits of messages and age, and a change of preshared key
 //! without a gap (a second `Tunn` beside the first until its handshake is done).
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::TunnResult;
 use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 
 use super::index::{IndexTable, TunnelIndex};
 use super::outbox::Outbox;
 use super::staging::Staging;
+use super::tunnel::{Tunnel, room};
 use crate::drops::{DropReason, Drops};
 use crate::io::udp::{Local, UdpSocket};
 use crate::packet::ecn;
@@ -26,16 +24,7 @@ use crate::packet::split::Segments;
 
 /// Header and tag around every inner packet.
 pub const OVERHEAD: usize = 32;
-const INITIATION: usize = 148;
-/// A datagram with this counter or a higher one is refused, as the protocol says.
-const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
-/// An unanswered initiation is repeated after this and up to a third of a second more.
-const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
-/// `Tunn` matches answers to its last two initiations only, so on a path slower than this twice
-/// over no answer would ever match; after some tries they are spaced wider.
-const REKEY_TIMEOUT_SLOW: Duration = Duration::from_secs(10);
-const QUICK_TRIES: u32 = 4;
 /// After this long without a tick the age of keys is looked at before they are used.
 const TICK_BEFORE_USE: Duration = Duration::from_secs(1);
 /// All keys are gone this long after the last handshake, and the link needs no ticks.
@@ -91,25 +80,6 @@ pub struct Work<'a> {
     pub mtu: usize,
 }
 
-/// One `Tunn` and what we have to know of it, since it does not tell.
-struct Tunnel {
-    tunn: Tunn,
-    index: TunnelIndex,
-    has_session: bool,
-    /// The last receiver indexes that proved to be in use, the newest first.
-    confirmed: [u32; 4],
-    initiation: Option<Initiation>,
-    ticked: Duration,
-    /// Sealed under the present key.
-    messages: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Initiation {
-    retry_at: Duration,
-    tries: u32,
-}
-
 pub struct Link {
     slot: u32,
     spec: LinkSpec,
@@ -121,132 +91,6 @@ pub struct Link {
     staging: Staging,
     last_traffic: Duration,
     awake_until: Duration,
-}
-
-fn random() -> u64 {
-    RandomState::new().hash_one(0_u8)
-}
-
-impl Tunnel {
-    fn new(
-        spec: &LinkSpec,
-        slot: u32,
-        table: &mut IndexTable,
-        now: Duration,
-    ) -> Option<Box<Tunnel>> {
-        let index = table.allocate(slot, random() as u32)?;
-        let tunn = Tunn::new(
-            spec.private_key.clone(),
-            spec.peer_key,
-            spec.preshared_key,
-            // Kept by us: it cannot be changed in a living Tunn.
-            None,
-            index.0,
-            Some(spec.limiter.clone()),
-        );
-        Some(Box::new(Tunnel {
-            tunn,
-            index,
-            has_session: false,
-            confirmed: [0; 4],
-            initiation: None,
-            ticked: now,
-            messages: 0,
-        }))
-    }
-
-    /// Notes that the peer has the session of this receiver index; false if that was known.
-    fn confirm(&mut self, receiver: u32) -> bool {
-        if self.confirmed.contains(&receiver) {
-            return false;
-        }
-        self.confirmed.rotate_right(1);
-        self.confirmed[0] = receiver;
-        true
-    }
-
-    fn look_at_session(&mut self) {
-        self.has_session = self.tunn.time_since_last_handshake().is_some();
-    }
-
-    /// Lets boringtun's timers run; what they want to send goes to `to` if that is known.
-    fn tick(
-        &mut self,
-        to: Option<&Endpoint>,
-        may_initiate: bool,
-        work: &mut Work<'_>,
-    ) -> Result<u64, WireGuardError> {
-        self.ticked = work.now;
-        if !self.has_session && self.initiation.is_some_and(|sent| work.now < sent.retry_at) {
-            return Ok(0);
-        }
-        let Some(room) = room(work) else { return Ok(0) };
-        let result = match self.tunn.update_timers(room) {
-            TunnResult::WriteToNetwork(datagram) => {
-                let len = datagram.len();
-                let initiation = len == INITIATION;
-                if initiation {
-                    self.note_initiation(work.now);
-                }
-                match to {
-                    Some(to) if may_initiate || !initiation => {
-                        work.outbox.commit(to, 0, len);
-                        Ok(len as u64)
-                    }
-                    _ => Ok(0),
-                }
-            }
-            TunnResult::Err(error) => {
-                self.initiation = None;
-                Err(error)
-            }
-            TunnResult::Done
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => Ok(0),
-        };
-        self.look_at_session();
-        result
-    }
-
-    fn note_initiation(&mut self, now: Duration) {
-        let tries = self.initiation.map_or(0, |sent| sent.tries) + 1;
-        let timeout = if tries > QUICK_TRIES {
-            REKEY_TIMEOUT_SLOW
-        } else {
-            REKEY_TIMEOUT
-        };
-        let jitter = Duration::from_millis(random() % 334);
-        self.initiation = Some(Initiation {
-            retry_at: now + timeout + jitter,
-            tries,
-        });
-    }
-
-    /// Begins a handshake unless one was begun a moment ago; returns the bytes that go out.
-    fn initiate(&mut self, to: &Endpoint, work: &mut Work<'_>) -> u64 {
-        if self.initiation.is_some_and(|sent| work.now < sent.retry_at) {
-            return 0;
-        }
-        let Some(room) = room(work) else { return 0 };
-        let TunnResult::WriteToNetwork(datagram) =
-            self.tunn.format_handshake_initiation(room, true)
-        else {
-            return 0;
-        };
-        let len = datagram.len();
-        work.outbox.commit(to, 0, len);
-        self.note_initiation(work.now);
-        len as u64
-    }
-}
-
-/// Room for any message that is not data.
-fn room<'a>(work: &'a mut Work<'_>) -> Option<&'a mut [u8]> {
-    const ROOM: usize = 256;
-    if work.outbox.reserve(ROOM).is_none() {
-        work.outbox.make_room(work.socket, work.now, work.drops);
-    }
-    work.outbox.reserve(ROOM)
 }
 
 impl Link {
@@ -572,13 +416,6 @@ impl Link {
         work: &mut Work<'_>,
     ) -> Result<usize, DropReason> {
         let receiver = receiver_index(datagram, 4).ok_or(DropReason::Malformed)?;
-        let counter = datagram
-            .get(8..)
-            .and_then(|rest| rest.first_chunk())
-            .map_or(0, |c| u64::from_le_bytes(*c));
-        if counter >= REJECT_AFTER_MESSAGES {
-            return Err(DropReason::MessageLimit);
-        }
         let index = TunnelIndex::of(receiver);
         let tunnel = if self.current.index == index {
             &mut self.current
@@ -597,18 +434,8 @@ impl Link {
         } else {
             return Err(DropReason::UnknownIndex);
         };
-        let len = match tunnel.tunn.decapsulate(None, datagram, into) {
-            TunnResult::WriteToTunnelV4(packet, _) if packet.len() >= 20 => packet.len(),
-            TunnResult::WriteToTunnelV6(packet, _) if packet.len() >= 40 => packet.len(),
-            TunnResult::Done => 0,
-            // The inner length field was shorter than the header it stands in.
-            TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
-                return Err(DropReason::InnerMalformed);
-            }
-            TunnResult::Err(error) => return Err(open_failure(&error)),
-            TunnResult::WriteToNetwork(_) => return Err(DropReason::Malformed),
-        };
-        if tunnel.confirmed[0] != receiver && tunnel.confirm(receiver) {
+        let len = tunnel.open(datagram, into)?;
+        if tunnel.confirm(receiver) {
             // As responder we may send under a session once a datagram was opened under it.
             self.established(index, work);
         }
@@ -672,20 +499,6 @@ impl Link {
         if !keepalive.is_zero() && work.now.saturating_sub(self.last_traffic) >= keepalive {
             self.send_keepalive(work);
         }
-    }
-}
-
-fn open_failure(error: &WireGuardError) -> DropReason {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "the rest cannot follow from a data message"
-    )]
-    match error {
-        WireGuardError::InvalidAeadTag => DropReason::BadTag,
-        WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter => DropReason::Replay,
-        WireGuardError::NoCurrentSession | WireGuardError::WrongIndex => DropReason::NoSession,
-        WireGuardError::InvalidPacket => DropReason::InnerMalformed,
-        _ => DropReason::Malformed,
     }
 }
 

@@ -1,7 +1,6 @@
 //! The loop of one data thread.
 
 use std::io::IoSlice;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use arc_swap::{ArcSwap, Cache};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::index::{IndexTable, TunnelIndex, thread_of};
+use super::inward::Inward;
 use super::link::{Endpoint, Link, OVERHEAD, Work, receiver_index};
 use super::mailbox::{Command, ControlInbox, Frame, Mailbox, RawHandshake, Stray};
 use super::outbox::Outbox;
@@ -18,18 +18,15 @@ use crate::drops::{DropReason, Drops};
 use crate::io::boottime;
 use crate::io::tun::TunQueue;
 use crate::io::udp::{Inbox, Received, UdpSocket};
-use crate::packet::coalesce::Coalescer;
 use crate::packet::split::{SPARE, Segments};
 use crate::packet::vnet::VnetHeader;
-use crate::packet::{address, ecn, unreachable};
+use crate::packet::{address, unreachable};
 
 /// A vnet header, the largest packet, and room for padding behind it.
 pub const FRAME_BUFFER: usize = VnetHeader::LEN + 65_536 + SPARE;
 /// Receive slots; each holds what the kernel merged.
 const SLOTS: usize = 8;
 const SLOT: usize = 64 << 10;
-/// Opened packets wait here for their coalesced write.
-const OPENED: usize = 512 << 10;
 /// Frames taken from the TUN before the network is looked at again.
 const TUN_BURST: usize = 16;
 /// Sealed bytes that are worth a system call at once.
@@ -64,7 +61,8 @@ pub struct DataThread {
     links: Vec<Option<Box<Link>>>,
     table: IndexTable,
     outbox: Outbox,
-    inbox: Inbox,
+    /// Away while its slots are worked on.
+    inbox: Option<Inbox>,
     inward: Inward,
     frame: Vec<u8>,
     drops: Arc<Drops>,
@@ -72,15 +70,6 @@ pub struct DataThread {
     next_tick: Duration,
     errors_left: u32,
     stopping: bool,
-}
-
-/// Opened packets on their way to the TUN.
-struct Inward {
-    opened: Vec<u8>,
-    used: usize,
-    coalescer: Coalescer,
-    /// The last source that belonged to its link: runs of packets have one source.
-    checked: Option<(IpAddr, u32)>,
 }
 
 impl DataThread {
@@ -91,9 +80,6 @@ impl DataThread {
         offloads: Offloads,
         drops: Arc<Drops>,
     ) -> DataThread {
-        let mut coalescer = Coalescer::new();
-        coalescer.set_tcp(offloads.tcp);
-        coalescer.set_udp(offloads.udp);
         DataThread {
             id,
             snapshot: Cache::new(shared.snapshot.clone()),
@@ -104,13 +90,8 @@ impl DataThread {
             links: Vec::new(),
             table: IndexTable::new(id),
             outbox: Outbox::new(offloads.segment),
-            inbox: Inbox::new(SLOTS, SLOT),
-            inward: Inward {
-                opened: vec![0; OPENED],
-                used: 0,
-                coalescer,
-                checked: None,
-            },
+            inbox: Some(Inbox::new(SLOTS, SLOT)),
+            inward: Inward::new(offloads.tcp, offloads.udp),
             frame: vec![0; FRAME_BUFFER],
             drops,
             now: boottime(),
@@ -128,7 +109,7 @@ impl DataThread {
         };
         while !self.stopping {
             self.now = boottime();
-            self.inward.checked = None;
+            self.inward.forget_checked();
             self.obey();
             self.take_handed_over();
             let received = ready.socket && self.receive();
@@ -450,30 +431,29 @@ impl DataThread {
                 None => self.drops.count(DropReason::UnknownIndex),
             }
         }
-        self.write_tun();
+        self.inward.write(&self.tun, &self.drops);
     }
 
     fn receive(&mut self) -> bool {
         let Some(socket) = &self.socket else {
             return false;
         };
-        let count = match self.inbox.receive(socket) {
-            Ok(count) => count,
-            Err(error) => {
-                // An ICMP error of an earlier send may be reported here; the next call goes on.
-                tracing::debug!(%error, "receive failed");
-                return false;
-            }
+        let Some(mut inbox) = self.inbox.take() else {
+            return false;
         };
-        let inbox = std::mem::replace(&mut self.inbox, Inbox::new(0, 0));
+        let count = inbox.receive(socket).unwrap_or_else(|error| {
+            // An ICMP error of an earlier send may be reported here; the next call goes on.
+            tracing::debug!(%error, "receive failed");
+            0
+        });
         for index in 0..count {
             match inbox.get(index) {
                 Some((received, datagrams)) => self.open_run(&received, datagrams),
                 None => self.drops.count(DropReason::Malformed),
             }
         }
-        self.inbox = inbox;
-        self.write_tun();
+        self.inbox = Some(inbox);
+        self.inward.write(&self.tun, &self.drops);
         count > 0
     }
 
@@ -507,7 +487,7 @@ impl DataThread {
     }
 
     /// The link of a data datagram; anything else goes where it belongs or is counted.
-    fn slot_of(&mut self, received: &Received, datagram: &[u8]) -> Option<u32> {
+    fn slot_of(&self, received: &Received, datagram: &[u8]) -> Option<u32> {
         let kind = receiver_index(datagram, 0);
         let receiver = receiver_index(datagram, 4).filter(|_| datagram.len() >= OVERHEAD);
         let (Some(4), Some(receiver)) = (kind, receiver) else {
@@ -541,7 +521,7 @@ impl DataThread {
         None
     }
 
-    fn not_data(&mut self, received: &Received, kind: Option<u32>, datagram: &[u8]) {
+    fn not_data(&self, received: &Received, kind: Option<u32>, datagram: &[u8]) {
         if !matches!(kind, Some(1..=3)) {
             return self.drops.count(DropReason::Malformed);
         }
@@ -557,94 +537,40 @@ impl DataThread {
 
     /// Opens one datagram and queues what was inside; false if it was not authentic.
     fn open(&mut self, slot: u32, datagram: &[u8], outer_ecn: u8) -> bool {
-        if self.inward.opened.len() - self.inward.used < datagram.len() {
-            self.write_tun();
+        if self.inward.room(datagram.len()).is_none() {
+            self.inward.write(&self.tun, &self.drops);
         }
-        let Some(Some(link)) = self.links.get_mut(slot as usize) else {
-            return false;
-        };
-        let at = self.inward.used;
+        let snapshot = self.snapshot.load();
         let mut work = Work {
             outbox: &mut self.outbox,
             socket: self.socket.as_ref(),
             table: &mut self.table,
             drops: &self.drops,
             now: self.now,
-            mtu: self.snapshot.load().mtu,
+            mtu: snapshot.mtu,
+        };
+        let (Some(Some(link)), Some(room)) = (
+            self.links.get_mut(slot as usize),
+            self.inward.room(datagram.len()),
+        ) else {
+            return false;
         };
         link.tick_before_use(&mut work);
-        match link.open(datagram, &mut self.inward.opened[at..], &mut work) {
-            Ok(0) => true,
-            Ok(len) => {
-                self.deliver(slot, at, len, outer_ecn);
-                true
-            }
-            Err(reason) => {
-                self.drops.count(reason);
-                reason == DropReason::InnerMalformed
-            }
-        }
-    }
-
-    fn deliver(&mut self, slot: u32, at: usize, len: usize, outer_ecn: u8) {
-        let Inward {
-            opened,
-            used,
-            coalescer,
-            checked,
-        } = &mut self.inward;
-        let packet = &mut opened[at..at + len];
-        let Some(source) = address::source(packet) else {
-            return self.drops.count(DropReason::InnerMalformed);
+        let place = LinkPlace {
+            thread: self.id as u32,
+            slot,
         };
-        if *checked != Some((source, slot)) {
-            let place = LinkPlace {
-                thread: self.id as u32,
-                slot,
-            };
-            if self.snapshot.load().link_for(source) != Ok(place) {
-                return self.drops.count(DropReason::InnerSource);
-            }
-            *checked = Some((source, slot));
+        let opened = link.open(datagram, room, &mut work);
+        let delivered = match opened {
+            Ok(0) => Ok(()),
+            Ok(len) => self.inward.deliver(len, outer_ecn, place, snapshot),
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = delivered {
+            self.drops.count(reason);
         }
-        if let Err(reason) = ecn::apply(outer_ecn, packet) {
-            return self.drops.count(reason);
-        }
-        coalescer.push(opened, at, len);
-        *used = (at + len).next_multiple_of(64).min(opened.len());
-    }
-
-    fn write_tun(&mut self) {
-        let Inward {
-            opened,
-            used,
-            coalescer,
-            ..
-        } = &mut self.inward;
-        *used = 0;
-        if coalescer.is_empty() {
-            return;
-        }
-        let mut refused = None;
-        coalescer.drain(opened, |header, pieces, packets| {
-            if let Err(error) = self.tun.write(pieces) {
-                self.drops.add(DropReason::TunWrite, packets as u64);
-                if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) {
-                    refused = Some(header.gso);
-                }
-            }
-        });
-        if let Some(gso) = refused {
-            tracing::warn!(
-                ?gso,
-                "the kernel refuses superpackets of this kind from us: written one by one from now on"
-            );
-            if gso == crate::packet::vnet::Gso::Udp {
-                coalescer.set_udp(false)
-            } else {
-                coalescer.set_tcp(false)
-            }
-        }
+        // What opened was authentic, whatever was inside.
+        matches!(opened, Ok(_) | Err(DropReason::InnerMalformed))
     }
 }
 

@@ -307,7 +307,7 @@ impl ReceiveBatch {
             len,
             segment: len,
         };
-        let used = header.msg_hdr.msg_controllen as usize;
+        let used = header.msg_hdr.msg_controllen;
         for (level, kind, data) in ControlMessages(&self.controls[index].0[..used.min(CONTROL)]) {
             read_control(&mut received, level, kind, data);
         }

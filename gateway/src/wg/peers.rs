@@ -70,7 +70,7 @@ impl Peers {
         let handshake = placed.shared.last_handshake.load(Ordering::Relaxed);
         PeerStats {
             endpoint: placed.shared.endpoint().map(|endpoint| endpoint.remote),
-            last_handshake: (handshake > 0).then(|| {
+            last_handshake: (handshake > 0).then_some({
                 (
                     handshake / 1_000_000_000,
                     (handshake % 1_000_000_000) as u32,

@@ -1,0 +1,200 @@
+//! One `Tunn`, and what has to be known of it since it does not tell: whether it has a session,
+//! which sessions the peer has confirmed, when an initiation may be repeated.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::{Tunn, TunnResult};
+
+use super::index::{IndexTable, TunnelIndex};
+use super::link::{Endpoint, LinkSpec, Work};
+use crate::drops::DropReason;
+
+const INITIATION: usize = 148;
+/// A datagram with this counter or a higher one is refused, as the protocol says.
+const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// An unanswered initiation is repeated after this and up to a third of a second more.
+const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// `Tunn` matches answers to its last two initiations only, so on a path slower than this twice
+/// over no answer would ever match; after some tries they are spaced wider.
+const REKEY_TIMEOUT_SLOW: Duration = Duration::from_secs(10);
+const QUICK_TRIES: u32 = 4;
+/// One `Tunn` and what we have to know of it, since it does not tell.
+pub(super) struct Tunnel {
+    pub(super) tunn: Tunn,
+    pub(super) index: TunnelIndex,
+    pub(super) has_session: bool,
+    /// The last receiver indexes that proved to be in use, the newest first.
+    confirmed: [u32; 4],
+    pub(super) initiation: Option<Initiation>,
+    pub(super) ticked: Duration,
+    /// Sealed under the present key.
+    pub(super) messages: u64,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Initiation {
+    retry_at: Duration,
+    tries: u32,
+}
+
+fn random() -> u64 {
+    RandomState::new().hash_one(0_u8)
+}
+
+impl Tunnel {
+    pub(super) fn new(
+        spec: &LinkSpec,
+        slot: u32,
+        table: &mut IndexTable,
+        now: Duration,
+    ) -> Option<Box<Tunnel>> {
+        let index = table.allocate(slot, random() as u32)?;
+        let tunn = Tunn::new(
+            spec.private_key.clone(),
+            spec.peer_key,
+            spec.preshared_key,
+            // Kept by us: it cannot be changed in a living Tunn.
+            None,
+            index.0,
+            Some(spec.limiter.clone()),
+        );
+        Some(Box::new(Tunnel {
+            tunn,
+            index,
+            has_session: false,
+            confirmed: [0; 4],
+            initiation: None,
+            ticked: now,
+            messages: 0,
+        }))
+    }
+
+    /// Notes that the peer has the session of this receiver index; false if that was known.
+    pub(super) fn confirm(&mut self, receiver: u32) -> bool {
+        if self.confirmed[0] == receiver || self.confirmed.contains(&receiver) {
+            return false;
+        }
+        self.confirmed.rotate_right(1);
+        self.confirmed[0] = receiver;
+        true
+    }
+
+    pub(super) fn look_at_session(&mut self) {
+        self.has_session = self.tunn.time_since_last_handshake().is_some();
+    }
+
+    /// Lets boringtun's timers run; what they want to send goes to `to` if that is known.
+    pub(super) fn tick(
+        &mut self,
+        to: Option<&Endpoint>,
+        may_initiate: bool,
+        work: &mut Work<'_>,
+    ) -> Result<u64, WireGuardError> {
+        self.ticked = work.now;
+        if !self.has_session && self.initiation.is_some_and(|sent| work.now < sent.retry_at) {
+            return Ok(0);
+        }
+        let Some(room) = room(work) else { return Ok(0) };
+        let result = match self.tunn.update_timers(room) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let len = datagram.len();
+                let initiation = len == INITIATION;
+                if initiation {
+                    self.note_initiation(work.now);
+                }
+                match to {
+                    Some(to) if may_initiate || !initiation => {
+                        work.outbox.commit(to, 0, len);
+                        Ok(len as u64)
+                    }
+                    _ => Ok(0),
+                }
+            }
+            TunnResult::Err(error) => {
+                self.initiation = None;
+                Err(error)
+            }
+            TunnResult::Done
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => Ok(0),
+        };
+        self.look_at_session();
+        result
+    }
+
+    /// Opens one data datagram into the beginning of `into`; a keepalive has length 0.
+    pub(super) fn open(&mut self, datagram: &[u8], into: &mut [u8]) -> Result<usize, DropReason> {
+        let counter = datagram.get(8..).and_then(|rest| rest.first_chunk());
+        if counter.is_none_or(|counter| u64::from_le_bytes(*counter) >= REJECT_AFTER_MESSAGES) {
+            return Err(DropReason::MessageLimit);
+        }
+        match self.tunn.decapsulate(None, datagram, into) {
+            TunnResult::WriteToTunnelV4(packet, _) if packet.len() >= 20 => Ok(packet.len()),
+            TunnResult::WriteToTunnelV6(packet, _) if packet.len() >= 40 => Ok(packet.len()),
+            TunnResult::Done => Ok(0),
+            // The inner length field was shorter than the header it stands in.
+            TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
+                Err(DropReason::InnerMalformed)
+            }
+            TunnResult::Err(error) => Err(open_failure(&error)),
+            TunnResult::WriteToNetwork(_) => Err(DropReason::Malformed),
+        }
+    }
+
+    fn note_initiation(&mut self, now: Duration) {
+        let tries = self.initiation.map_or(0, |sent| sent.tries) + 1;
+        let timeout = if tries > QUICK_TRIES {
+            REKEY_TIMEOUT_SLOW
+        } else {
+            REKEY_TIMEOUT
+        };
+        let jitter = Duration::from_millis(random() % 334);
+        self.initiation = Some(Initiation {
+            retry_at: now + timeout + jitter,
+            tries,
+        });
+    }
+
+    /// Begins a handshake unless one was begun a moment ago; returns the bytes that go out.
+    pub(super) fn initiate(&mut self, to: &Endpoint, work: &mut Work<'_>) -> u64 {
+        if self.initiation.is_some_and(|sent| work.now < sent.retry_at) {
+            return 0;
+        }
+        let Some(room) = room(work) else { return 0 };
+        let TunnResult::WriteToNetwork(datagram) =
+            self.tunn.format_handshake_initiation(room, true)
+        else {
+            return 0;
+        };
+        let len = datagram.len();
+        work.outbox.commit(to, 0, len);
+        self.note_initiation(work.now);
+        len as u64
+    }
+}
+
+/// Room for any message that is not data.
+pub(super) fn room<'a>(work: &'a mut Work<'_>) -> Option<&'a mut [u8]> {
+    const ROOM: usize = 256;
+    if work.outbox.reserve(ROOM).is_none() {
+        work.outbox.make_room(work.socket, work.now, work.drops);
+    }
+    work.outbox.reserve(ROOM)
+}
+
+fn open_failure(error: &WireGuardError) -> DropReason {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest cannot follow from a data message"
+    )]
+    match error {
+        WireGuardError::InvalidAeadTag => DropReason::BadTag,
+        WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter => DropReason::Replay,
+        WireGuardError::NoCurrentSession | WireGuardError::WrongIndex => DropReason::NoSession,
+        WireGuardError::InvalidPacket => DropReason::InnerMalformed,
+        _ => DropReason::Malformed,
+    }
+}
