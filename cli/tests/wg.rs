@@ -1,6 +1,8 @@
 //! The binary as wg-quick and operators use it, in namespaces that end with each test.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -20,9 +22,16 @@ fn run(script: &str) -> Option<Output> {
 }
 
 fn in_namespaces(script: &str) -> io::Result<Output> {
+    // In a user namespace even root lacks rights that count only in the first one.
+    let is_root = fs::metadata("/proc/self")?.uid() == 0;
+    let rights = if is_root {
+        &[][..]
+    } else {
+        &["--map-root-user"]
+    };
     Command::new("unshare")
+        .args(rights)
         .args([
-            "--map-root-user",
             "--mount",
             "--net",
             "--pid",
@@ -39,11 +48,16 @@ fn in_namespaces(script: &str) -> io::Result<Output> {
 
 const PRELUDE: &str = "mount -t tmpfs none /run && mkdir /run/scratch && ip link set lo up && cd /run/scratch || exit 1\n";
 
+/// `gone` waits until every thread of that process is dead, the first one a zombie for want of a
+/// parent that asks: only then its files are closed.
 const FUNCTIONS: &str = r#"
 pid() { for p in /proc/[0-9]*; do
     case $(readlink $p/exe) in */causeway) echo ${p#/proc/};; esac
 done; }
-gone() { for i in $(seq 50); do [ -z "$(pid)" ] && return 0; sleep 0.1; done; return 1; }
+gone() { for i in $(seq 100); do
+    case "$(cat /proc/$1/task/*/stat 2>/dev/null | sed 's/.*) //; s/ .*//')" in Z|X|'') return 0;; esac
+    sleep 0.1
+done; echo still running; return 1; }
 "#;
 
 fn stdout(output: &Output) -> String {
@@ -113,7 +127,7 @@ fn what_keeps_it_from_starting_is_said_before_it_returns() {
 fn words_go_to_the_log_file_from_the_directory_it_was_started_in() {
     let script = r#"$C wg wgt0 --log-file words.log || exit 1
         ls -l words.log | cut -c 1-10
-        rm /var/run/wireguard/wgt0.sock; gone && grep -c 'socket file is gone' words.log"#;
+        p=$(pid); rm /var/run/wireguard/wgt0.sock; gone $p && grep -c 'socket file is gone' words.log"#;
     let Some(output) = run(script) else { return };
     assert_eq!(stdout(&output), "-rw-------\n1\n", "{}", stderr(&output));
 }
@@ -135,14 +149,34 @@ fn a_log_file_that_cannot_be_opened_is_an_error() {
 
 #[test]
 fn deleting_the_socket_ends_it() {
-    let script = "$C wg wgt0 || exit 1; rm /var/run/wireguard/wgt0.sock; gone && echo gone; $C wg wgt0 && echo again";
+    let script = "$C wg wgt0 || exit 1; p=$(pid); rm /var/run/wireguard/wgt0.sock; gone $p && echo gone; $C wg wgt0 && echo again";
     let Some(output) = run(script) else { return };
     assert_eq!(stdout(&output), "gone\nagain\n", "{}", stderr(&output));
 }
 
 #[test]
+fn a_signal_ends_it_and_takes_interface_and_socket_along() {
+    for signal in ["TERM", "INT"] {
+        let script = "$C wg wgt0 || exit 1; p=$(pid); kill -SIGNAL $p; gone $p && ls /var/run/wireguard /sys/class/net/wgt0";
+        let Some(output) = run(&script.replace("SIGNAL", signal)) else {
+            return;
+        };
+        assert_eq!(
+            stdout(&output),
+            "/var/run/wireguard:\n",
+            "{}",
+            stderr(&output)
+        );
+        assert!(
+            stderr(&output).contains("wgt0"),
+            "the interface is still there"
+        );
+    }
+}
+
+#[test]
 fn a_socket_left_by_a_killed_process_is_no_obstacle() {
-    let script = "$C wg wgt0 || exit 1; kill -9 $(pid); gone && test -S /var/run/wireguard/wgt0.sock && $C wg wgt0 && wg show interfaces";
+    let script = "$C wg wgt0 || exit 1; p=$(pid); kill -9 $p; gone $p && test -S /var/run/wireguard/wgt0.sock && $C wg wgt0 && wg show interfaces";
     let Some(output) = run(script) else { return };
     assert_eq!(stdout(&output), "wgt0\n", "{}", stderr(&output));
 }
