@@ -124,6 +124,7 @@ impl Programs {
         Ok(Program {
             implementation,
             path,
+            arguments: Vec::new(),
         })
     }
 }

@@ -99,9 +99,21 @@ pub fn skip(test: &str, implementations: &[Implementation]) -> bool {
 pub struct Program {
     pub implementation: Implementation,
     pub path: PathBuf,
+    /// What follows the arguments that every device needs.
+    pub arguments: Vec<String>,
 }
 
 impl Program {
+    /// The program that [`Implementation::locate`] finds.
+    pub fn find(implementation: Implementation) -> Result<Program> {
+        let path = implementation.locate()?;
+        Ok(Program {
+            implementation,
+            path,
+            arguments: Vec::new(),
+        })
+    }
+
     /// How it is started in the foreground as `interface`.
     fn command(&self, namespace: &Namespace, interface: &str) -> Command {
         let mut command = namespace.command(&self.path);
@@ -113,6 +125,7 @@ impl Program {
                 command.args(["--disable-drop-privileges", "-f", interface])
             }
         };
+        command.args(&self.arguments);
         command
     }
 }
@@ -161,12 +174,7 @@ impl Device {
         port: u16,
         keys: Keys,
     ) -> Result<Device> {
-        let path = implementation.locate()?;
-        let program = Program {
-            implementation,
-            path,
-        };
-        Device::launch(namespace, &program, port, keys)
+        Device::launch(namespace, &Program::find(implementation)?, port, keys)
     }
 
     /// The same for a program that has been located.
