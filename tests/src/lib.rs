@@ -2,5 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
+pub mod echo;
 pub mod lab;
+pub mod relay;
+pub mod shown;
+pub mod stream;
+pub mod subject;
+pub mod tunnel;
 pub mod wireguard;
