@@ -4,6 +4,7 @@
 
 pub mod capture;
 pub mod echo;
+pub mod fuzz;
 pub mod lab;
 pub mod relay;
 pub mod shown;
