@@ -67,7 +67,7 @@ pub enum WgError {
     #[error(transparent)]
     Tun(#[from] TunError),
     #[error("cannot {0}: {1}")]
-    System(&'static str, #[source] io::Error),
+    System(&'static str, io::Error),
 }
 
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> WgError {
@@ -352,7 +352,7 @@ impl Control {
         match self.bind(wanted) {
             Ok(group) => Ok(Some(group)),
             Err(error) => {
-                let errno = error.source.raw_os_error().unwrap_or(libc::EIO);
+                let errno = error.error.raw_os_error().unwrap_or(libc::EIO);
                 Err(ConfigError::new(errno, error.to_string()))
             }
         }

@@ -107,10 +107,13 @@ impl DataThread {
             tun: true,
             socket: true,
         };
-        while !self.stopping {
+        loop {
             self.now = boottime();
             self.inward.forget_checked();
             self.obey();
+            if self.stopping {
+                return self.flush();
+            }
             self.take_handed_over();
             let received = ready.socket && self.receive();
             let read = ready.tun && self.read_tun();

@@ -27,7 +27,7 @@ pub enum TunError {
     #[error(
         "/dev/net/tun cannot be opened: {0}; load the tun module, or give the container the device and run as root"
     )]
-    Device(#[source] io::Error),
+    Device(io::Error),
     #[error(
         "interface {0} cannot be made: it exists already; choose another name or delete it with: ip link delete {0}"
     )]
@@ -36,11 +36,11 @@ pub enum TunError {
     Privilege(String),
     #[error("interface name {0:?} is not valid: 1 to 15 bytes, no '/', no white space")]
     Name(String),
-    #[error("interface {name} cannot be made ({step}): {source}")]
+    #[error("interface {name} cannot be made ({step}): {error}")]
     Kernel {
         name: String,
         step: &'static str,
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -76,10 +76,10 @@ impl Tun {
         sys::tun_set_interface(first.as_fd(), name, flags | IFF_TUN_EXCL)
             .map_err(|error| refused(name, error))?;
         let failed = |step| {
-            move |source| TunError::Kernel {
+            move |error| TunError::Kernel {
                 name: name.to_owned(),
                 step,
-                source,
+                error,
             }
         };
 
@@ -107,8 +107,7 @@ impl Tun {
         }
         tun.probe_offloads(without)
             .map_err(failed("set the packet header"))?;
-        tun.set_attributes()
-            .map_err(failed("set MTU and queue length"))?;
+        tun.set_attributes().map_err(failed("set the MTU"))?;
         Ok(tun)
     }
 
@@ -153,12 +152,12 @@ impl Tun {
             libc::SIOCSIFMTU as _,
             DEFAULT_MTU,
         )?;
-        sys::interface_set(
-            socket.as_fd(),
-            &self.name,
-            libc::SIOCSIFTXQLEN as _,
-            QUEUE_LENGTH,
-        )
+        // Wants privilege over the whole machine, which a rootless container lacks: only speed is lost.
+        let length = libc::SIOCSIFTXQLEN as _;
+        if let Err(error) = sys::interface_set(socket.as_fd(), &self.name, length, QUEUE_LENGTH) {
+            tracing::info!(interface = self.name, %error, "queue length left as it is");
+        }
+        Ok(())
     }
 }
 
@@ -171,15 +170,15 @@ fn open() -> Result<File, TunError> {
         .map_err(TunError::Device)
 }
 
-fn refused(name: &str, source: io::Error) -> TunError {
-    match source.raw_os_error() {
+fn refused(name: &str, error: io::Error) -> TunError {
+    match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => TunError::Taken(name.to_owned()),
         Some(libc::EPERM | libc::EACCES) => TunError::Privilege(name.to_owned()),
         Some(libc::EINVAL | libc::ENAMETOOLONG) => TunError::Name(name.to_owned()),
         _ => TunError::Kernel {
             name: name.to_owned(),
             step: "TUNSETIFF",
-            source,
+            error,
         },
     }
 }

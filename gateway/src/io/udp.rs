@@ -38,16 +38,15 @@ pub struct SocketGroup {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("UDP port {port} cannot be opened ({step}): {source}{}", hint(.source))]
+#[error("UDP port {port} cannot be opened ({step}): {error}{}", hint(.error))]
 pub struct SocketError {
     pub port: u16,
     step: &'static str,
-    #[source]
-    pub source: io::Error,
+    pub error: io::Error,
 }
 
-fn hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
         Some(libc::EADDRINUSE) => "; another process has it, see: ss -lunp",
         Some(libc::EPERM | libc::EACCES) => "; run as root or with CAP_NET_ADMIN",
         _ => "",
@@ -62,7 +61,7 @@ impl SocketGroup {
         fwmark: u32,
         without: &[Offload],
     ) -> Result<SocketGroup, SocketError> {
-        let failed = |step| move |source| SocketError { port, step, source };
+        let failed = |step| move |error| SocketError { port, step, error };
         let first = UdpSocket::open(without).map_err(failed("socket"))?;
         // The first binds alone, so that a port someone else holds is an error even if he would share it.
         first.bind(port).map_err(failed("bind"))?;
