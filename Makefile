@@ -1,0 +1,40 @@
+# Everything a fresh Debian-like machine with a Rust toolchain needs is installed on the way.
+
+SHELL := /bin/bash
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help build setup test demo bench fmt lint doc deny
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+build: ## Build target/release/causeway
+	cargo build --release -p cli
+
+setup: ## Install the programs that tests and benchmarks use
+	@tests/setup.sh test
+
+test: setup build ## Run every test; needs root or sudo
+	@tests/run.sh
+
+demo: ## Join two private networks on this machine and measure; leaves nothing behind
+	@tests/setup.sh demo
+	cargo build --release -p cli
+	@tests/demo.sh target/release/causeway
+
+bench: setup ## Measure against other WireGuards; needs root
+	cargo run --release -p bench -- site
+
+fmt: ## Check the format
+	cargo fmt --all -- --check
+
+lint: ## Check the code with clippy; warnings are errors
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc: ## Check the documentation of the code
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+deny: ## Check licences, sources and duplicates of what we depend on
+	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
+	cargo deny check bans licenses sources
