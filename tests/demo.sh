@@ -24,15 +24,14 @@ outside() {
     local enter=(unshare --mount --net --pid --fork --kill-child --mount-proc)
     if [ "$(id -u)" != 0 ]; then
         # The kernel lets anyone be root of namespaces of his own, unless it is told not to.
-        if unshare --map-root-user --mount --net --pid --fork --mount-proc true 2>/dev/null &&
-            [ -r /dev/net/tun ] && [ -w /dev/net/tun ]; then
+        if works_without_root "$program"; then
             enter+=(--map-root-user)
         elif command -v sudo >/dev/null; then
-            echo "This machine does not let you make namespaces of your own: sudo is asked." >&2
+            echo "The demo needs root for its namespaces and interfaces; sudo may ask for your password." >&2
             sudo -v || fail "sudo did not let us; run it as root"
             exec sudo "$0" "$program"
         else
-            fail "this machine does not let you make namespaces of your own, and there is no sudo; run it as root"
+            fail "it needs root for its namespaces and interfaces, and there is no sudo; run it as root"
         fi
     fi
 
@@ -47,6 +46,12 @@ outside() {
         printf '\nThe demo failed; what it had made is gone. The lines above say why.\n' >&2
     fi
     exit "$status"
+}
+
+works_without_root() {
+    # shellcheck disable=SC2016  # the inner shell expands it
+    unshare --map-root-user --mount --net --pid --fork --kill-child --mount-proc \
+        sh -c 'mount -t tmpfs none /run && "$0" wg probe' "$1" </dev/null >/dev/null 2>&1
 }
 
 end() {

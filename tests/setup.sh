@@ -91,7 +91,13 @@ require_tun() {
     [ -c /dev/net/tun ] || fail "/dev/net/tun is missing: load the module (modprobe tun), or start the container with --device /dev/net/tun"
 }
 
+require_root() {
+    [ "$(id -u)" = 0 ] || [ "${CAUSEWAY_SKIP_PRIVILEGED:-}" = 1 ] || has sudo ||
+        fail "the tests make network namespaces and need root: run as root, install sudo, or leave them out with CAUSEWAY_SKIP_PRIVILEGED=1 make test"
+}
+
 has cargo || fail "there is no Rust toolchain here for this user; install Rust 1.95 or newer with rustup. If another user has one, run make as that user: sudo is used where it is needed"
+[ "$purpose" = demo ] || require_root
 install_packages
 require_tun
 [ "$purpose" = demo ] || install_peers
