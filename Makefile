@@ -32,8 +32,9 @@ fmt: ## Check the format
 lint: ## Check the code with clippy; warnings are errors
 	cargo clippy --workspace --all-targets -- -D warnings
 
+# For those who work on it, so private items may be linked to.
 doc: ## Check the documentation of the code
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items
 
 deny: ## Check licences, sources and duplicates of what we depend on
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
