@@ -15,6 +15,8 @@ const HEAD: f64 = 84.0;
 /// Inside a panel: above the bars for the title, below them for the names.
 const TITLE: f64 = 44.0;
 const NAMES: f64 = 24.0;
+/// A bar and the gap behind it.
+const WIDEST: f64 = 64.0;
 
 struct Panel {
     title: &'static str,
@@ -186,10 +188,11 @@ fn bars(run: &Run, measure: Measure) -> Vec<(Subject, Summary)> {
 
 fn draw_group(bars: &[(Subject, Summary)], left: f64, width: f64, scale: f64) -> String {
     let floor = PANEL_HEIGHT - NAMES;
-    let step = (width * 0.9) / to_f64(bars.len());
+    let step = (width * 0.9 / to_f64(bars.len())).min(WIDEST);
+    let begin = left + (width - step * to_f64(bars.len())) / 2.0;
     let mut svg = String::new();
     for (index, (subject, summary)) in bars.iter().enumerate() {
-        let x = left + width * 0.05 + to_f64(index) * step;
+        let x = begin + to_f64(index) * step;
         let height = summary.median * scale;
         let middle = x + step / 2.0;
         let _ = writeln!(

@@ -9,6 +9,7 @@ mod iperf;
 mod machine;
 mod measure;
 mod micro;
+mod output;
 mod report;
 mod run;
 mod scale;

@@ -1,6 +1,6 @@
 //! Every figure of a site run: its name, its unit and which way is better.
 
-use serde::{Serialize, Serializer};
+use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 
 use crate::subject::Subject;
 
@@ -126,12 +126,15 @@ impl Measure {
 
 impl Serialize for Measure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.name())
+        let mut fields = serializer.serialize_struct("Measure", 2)?;
+        fields.serialize_field("name", &self.name())?;
+        fields.serialize_field("unit", self.unit())?;
+        fields.end()
     }
 }
 
 /// One value of one subject in one round.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Sample {
     pub(crate) round: usize,
     pub(crate) subject: Subject,

@@ -1,27 +1,28 @@
 //! Nanoseconds and instructions per packet of each step of the packet path, alone and in memory.
 //!
-//! Time is the median of repeated runs. Instructions come from `perf stat` around this program
-//! run again with a fixed number of turns: once with few and once with many, so that what it
-//! takes to begin cancels out.
+//! Time is that of the thread on a processor, the median of repeats that take turns. Instructions come from counters around this program run
+//! again with a fixed number of turns: once with few and once with many, so that what it takes to
+//! begin cancels out.
 
+mod counter;
 mod steps;
 
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ::tests::lab::find_program;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
+use nix::time::{ClockId, clock_gettime};
 
-use self::steps::{STEPS, Step};
+use self::counter::Counter;
+use self::steps::{STEPS, Step, Turn};
 use crate::report::{number, table};
 use crate::statistics::Summary;
 
 const REPEATS: usize = 7;
-/// Long enough to be scheduled out of now and then in every repeat alike.
 const REPEAT_TIME: Duration = Duration::from_millis(100);
+const TURNS_BETWEEN_LOOKS: usize = 16;
 /// Turns of the longer counted run; the shorter is a tenth.
-const COUNTED_TURNS: u64 = 2000;
+const COUNTED_TURNS: u32 = 500;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
@@ -30,13 +31,14 @@ pub(crate) struct Options {
     step: Option<Step>,
     /// How often
     #[arg(long, hide = true)]
-    turns: Option<u64>,
+    turns: Option<u32>,
 }
 
-/// What one step costs.
+/// What one step costs for each packet.
 struct Cost {
-    step: Step,
-    nanoseconds: Summary,
+    name: &'static str,
+    /// Of every repeat.
+    nanoseconds: Vec<f64>,
     instructions: Option<f64>,
 }
 
@@ -52,119 +54,117 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let counts = instructions_can_be_counted();
-    if let Err(why) = &counts {
-        eprintln!("NO INSTRUCTIONS: {why:#}");
-    }
+    let counter = Counter::find();
     let mut costs = Vec::new();
-    for step in STEPS {
+    for (step, nanoseconds) in STEPS.into_iter().zip(time_all()?) {
         costs.push(Cost {
-            step,
-            nanoseconds: time(step)?,
-            instructions: counts.is_ok().then(|| count(step)).transpose()?,
+            name: step.title(),
+            nanoseconds,
+            instructions: counter.map(|counter| count(counter, step)).transpose()?,
         });
+    }
+    let steps: Vec<(&Step, &Cost)> = STEPS.iter().zip(&costs).collect();
+    let open = opening(&steps);
+    costs.extend(open);
+    match counter {
+        Some(counter) => println!("instructions counted by {}\n", counter.name()),
+        None => println!("NO INSTRUCTIONS: perf does not count here, and there is no valgrind\n"),
     }
     println!("{}", table(&rows(&costs)));
     Ok(())
 }
 
-/// Nanoseconds per packet.
-fn time(step: Step) -> Result<Summary> {
-    let mut turn = step.prepare()?;
-    let mut repeats = Vec::new();
-    // The first repeat warms up.
-    for _ in 0..=REPEATS {
-        let begin = Instant::now();
-        let mut packets = 0;
-        while begin.elapsed() < REPEAT_TIME {
-            packets += turn();
-        }
-        let packets = u32::try_from(packets).context("too many packets for one repeat")?;
-        repeats.push(begin.elapsed().as_secs_f64() * 1e9 / f64::from(packets));
+/// Nanoseconds per packet of every step in every repeat.
+fn time_all() -> Result<Vec<Vec<f64>>> {
+    let mut turns = Vec::new();
+    for step in STEPS {
+        turns.push((step.prepare()?, Vec::new()));
     }
-    repeats.remove(0);
-    Summary::of(&repeats).context("nothing was timed")
+    // The first repeat warms up.
+    for repeat in 0..=REPEATS {
+        for (turn, times) in &mut turns {
+            let time = time(turn)?;
+            if repeat > 0 {
+                times.push(time);
+            }
+        }
+    }
+    Ok(turns.into_iter().map(|(_, times)| times).collect())
 }
 
-fn instructions_can_be_counted() -> Result<()> {
-    find_program("perf").context("perf is not on PATH")?;
-    perf(&["true"]).map(drop)
+fn time(turn: &mut Turn) -> Result<f64> {
+    let begin = thread_time()?;
+    let (mut packets, mut used) = (0, Duration::ZERO);
+    while used < REPEAT_TIME {
+        for _ in 0..TURNS_BETWEEN_LOOKS {
+            packets += turn();
+        }
+        used = thread_time()? - begin;
+    }
+    let packets = u32::try_from(packets).context("too many packets for one repeat")?;
+    Ok(used.as_secs_f64() * 1e9 / f64::from(packets))
+}
+
+/// Time of this thread on a processor: what others do meanwhile does not count.
+fn thread_time() -> Result<Duration> {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    Ok(time.context("cannot read the thread's clock")?.into())
 }
 
 /// Instructions per packet, in user space.
-fn count(step: Step) -> Result<f64> {
+fn count(counter: Counter, step: Step) -> Result<f64> {
     let mut turn = step.prepare()?;
     let per_turn = u32::try_from(turn()).context("too many packets in one turn")?;
     let few = COUNTED_TURNS / 10;
-    let more = counted(step, COUNTED_TURNS)? - counted(step, few)?;
-    let turns = u32::try_from(COUNTED_TURNS - few).context("too many turns")?;
-    Ok(more / f64::from(turns) / f64::from(per_turn))
+    let more = counter.count(&again(step, COUNTED_TURNS)?)? - counter.count(&again(step, few)?)?;
+    Ok(more / f64::from(COUNTED_TURNS - few) / f64::from(per_turn))
 }
 
-fn counted(step: Step, turns: u64) -> Result<f64> {
+/// The command line that runs a step of this program alone.
+fn again(step: Step, turns: u32) -> Result<Vec<String>> {
     let program = std::env::current_exe().context("cannot tell where this program lies")?;
-    let program = program.to_string_lossy();
     let turns = turns.to_string();
-    perf(&[&program, "micro", "--step", step.name(), "--turns", &turns])
+    let words = ["micro", "--step", step.name(), "--turns", &turns];
+    let mut line = vec![program.to_string_lossy().into_owned()];
+    line.extend(words.map(str::to_owned));
+    Ok(line)
 }
 
-/// Runs a program under `perf stat` and returns its instructions in user space.
-fn perf(program: &[&str]) -> Result<f64> {
-    let output = Command::new("perf")
-        .args([
-            "stat",
-            "--event",
-            "instructions:u",
-            "--field-separator",
-            ",",
-            "--",
-        ])
-        .args(program)
-        .output()
-        .context("cannot start perf")?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        bail!("perf stat failed: {}", text.trim());
-    }
-    parse_perf(&text).with_context(|| format!("perf counts no instructions: {}", text.trim()))
-}
-
-/// The first field of the line of the event.
-fn parse_perf(text: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.contains("instructions"))?;
-    line.split(',').next()?.parse().ok()
+/// Only what was sealed can be opened, and only once, so opening is the difference.
+fn opening(costs: &[(&Step, &Cost)]) -> Option<Cost> {
+    let of = |wanted| {
+        costs
+            .iter()
+            .find(|(step, _)| **step == wanted)
+            .map(|(_, cost)| cost)
+    };
+    let (both, seal) = (of(Step::SealOpen)?, of(Step::Seal)?);
+    let pairs = both.nanoseconds.iter().zip(&seal.nanoseconds);
+    Some(Cost {
+        name: "open 1420 bytes (the difference)",
+        nanoseconds: pairs.map(|(both, seal)| both - seal).collect(),
+        instructions: both
+            .instructions
+            .zip(seal.instructions)
+            .map(|(both, seal)| both - seal),
+    })
 }
 
 fn rows(costs: &[Cost]) -> Vec<Vec<String>> {
     let head = ["step", "ns/packet (min to max)", "instructions/packet"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    for cost in costs {
-        let [median, min, max] = [
-            cost.nanoseconds.median,
-            cost.nanoseconds.min,
-            cost.nanoseconds.max,
-        ]
-        .map(number);
-        rows.push(vec![
-            cost.step.title().to_owned(),
-            format!("{median} ({min} to {max})"),
+    rows.extend(costs.iter().map(|cost| {
+        let time = Summary::of(&cost.nanoseconds).map(|time| {
+            let [median, min, max] = [time.median, time.min, time.max].map(number);
+            format!("{median} ({min} to {max})")
+        });
+        vec![
+            cost.name.to_owned(),
+            time.unwrap_or("-".to_owned()),
             cost.instructions.map_or("-".to_owned(), number),
-        ]);
-    }
-    // Only what was sealed can be opened, and only once, so opening is the difference.
-    if let Some((both, seal)) = find(costs, Step::SealOpen).zip(find(costs, Step::Seal)) {
-        let instructions = both.instructions.zip(seal.instructions);
-        rows.push(vec![
-            "open (the difference)".to_owned(),
-            number(both.nanoseconds.median - seal.nanoseconds.median),
-            instructions.map_or("-".to_owned(), |(both, seal)| number(both - seal)),
-        ]);
-    }
+        ]
+    }));
     rows
-}
-
-fn find(costs: &[Cost], step: Step) -> Option<&Cost> {
-    costs.iter().find(|cost| cost.step == step)
 }
 
 #[cfg(test)]
@@ -172,26 +172,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn perf_is_read_where_it_counts_and_refused_where_it_cannot() {
-        let counted = "12345,,instructions:u,100000,100.00,1.2,insn per cycle\n";
-        assert_eq!(parse_perf(counted), Some(12345.0));
-        let refused = "<not supported>,,instructions:u,0,100.00,,\n";
-        assert_eq!(parse_perf(refused), None);
-        assert_eq!(parse_perf(""), None);
+    fn opening_is_what_remains_of_both_in_the_same_repeat() {
+        let cost = |nanoseconds: [f64; 2], instructions| Cost {
+            name: "",
+            nanoseconds: nanoseconds.to_vec(),
+            instructions,
+        };
+        let (seal, both) = (
+            cost([600.0, 900.0], Some(10.0)),
+            cost([1100.0, 1800.0], Some(25.0)),
+        );
+        let open = opening(&[(&Step::Seal, &seal), (&Step::SealOpen, &both)]).unwrap();
+        assert_eq!(open.nanoseconds, [500.0, 900.0]);
+        assert_eq!(open.instructions, Some(15.0));
+        assert!(opening(&[(&Step::Seal, &seal)]).is_none());
     }
 
     #[test]
-    fn opening_is_what_remains_of_both() {
-        let cost = |step, nanoseconds| Cost {
-            step,
-            nanoseconds: Summary {
-                median: nanoseconds,
-                min: nanoseconds,
-                max: nanoseconds,
-            },
-            instructions: None,
-        };
-        let rows = rows(&[cost(Step::Seal, 600.0), cost(Step::SealOpen, 1100.0)]);
-        assert_eq!(rows[3], ["open (the difference)", "500", "-"]);
+    fn a_thread_that_sleeps_uses_no_time() {
+        let begin = thread_time().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(thread_time().unwrap() - begin < Duration::from_millis(25));
     }
 }

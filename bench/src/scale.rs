@@ -19,6 +19,7 @@ use self::crowd::Crowd;
 use crate::cpu::{Memory, process_time};
 use crate::iperf::{self, Traffic};
 use crate::machine::Machine;
+use crate::output;
 use crate::site::check_programs;
 use crate::subject::{CAUSEWAY, Contender, Programs, Subject};
 use crate::topology::{FAR_WORKER, Topology, Tunnel};
@@ -40,7 +41,7 @@ pub(crate) struct Options {
     /// Seconds of one TCP sample
     #[arg(long, default_value_t = 3)]
     seconds: u32,
-    /// Where to write every sample
+    /// Where to write every sample; by default target/bench/scale.json
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -155,11 +156,8 @@ fn visit(
     reason = "the report is what this program is for"
 )]
 fn publish(options: &Options, runs: &[Run]) -> Result<()> {
-    if let Some(path) = &options.json {
-        let json = serde_json::to_string_pretty(runs).context("cannot write the run as JSON")?;
-        std::fs::write(path, json + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    let json = serde_json::to_string_pretty(runs).context("cannot write the run as JSON")?;
+    output::write(options.json.as_deref(), "scale.json", &(json + "\n"))?;
     for run in runs {
         println!("{}", report::text(run));
     }

@@ -23,7 +23,7 @@ use crate::measure::{Load, Measure, Sample, TCP, Tcp, UDP_SIZES};
 use crate::run::{Entrant, Failure, Run};
 use crate::subject::{Choice, Contender, RIVALS};
 use crate::topology::{FAR_WORKER, Topology, Tunnel};
-use crate::{chart, report};
+use crate::{chart, output, report};
 
 /// The part of the best rival's speed that all carry while round trips are measured.
 const FIXED_LOAD: f64 = 0.8;
@@ -49,10 +49,10 @@ pub(crate) struct Options {
     /// Gb/s beside the round trips under load, instead of 0.8 of the best rival's speed
     #[arg(long, value_name = "GBPS")]
     load: Option<f64>,
-    /// Where to write every sample
+    /// Where to write every sample; by default target/bench/site.json or site-nic.json
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Where to draw the medians
+    /// Where to draw the medians; by default target/bench/site.svg or site-nic.svg
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -206,21 +206,25 @@ impl<'a> Visit<'a> {
         })
     }
 
-    /// Everything that needs no load beside it.
+    /// Everything that needs no load beside it. What fails does not keep the rest from being measured.
     fn unloaded(&self, options: &Options, run: &mut Run) {
-        for &group in &options.measures {
-            let outcome = match group {
-                Group::Tcp => self.tcp(options.seconds),
-                Group::Udp => self.udp(),
-                Group::Rtt => self.idle(),
-                // Last, whatever the order asked for: it is what remains after the work.
-                Group::Memory => continue,
-            };
-            self.take(run, outcome);
+        let wanted = |group| options.measures.contains(&group);
+        if wanted(Group::Tcp) {
+            for kind in TCP {
+                self.take(run, self.tcp(kind, options.seconds));
+            }
         }
-        if options.measures.contains(&Group::Memory) {
-            let outcome = self.memory();
-            self.take(run, outcome);
+        if wanted(Group::Udp) {
+            for size in UDP_SIZES {
+                self.take(run, self.udp(size));
+            }
+        }
+        if wanted(Group::Rtt) {
+            self.take(run, self.idle());
+        }
+        // Last: it is what remains after the work.
+        if wanted(Group::Memory) {
+            self.take(run, self.memory());
         }
     }
 
@@ -252,27 +256,21 @@ impl<'a> Visit<'a> {
         self.tunnel.near().is_some()
     }
 
-    fn tcp(&self, seconds: u32) -> Result<Values> {
-        let mut values = Values::new();
-        for kind in TCP {
-            values.extend(tcp::sample(self, kind, seconds)?);
-        }
+    fn tcp(&self, kind: Tcp, seconds: u32) -> Result<Values> {
+        let mut values = tcp::sample(self, kind, seconds)?.to_vec();
         values.retain(|(measure, _)| {
             self.has_gateways() || !matches!(measure, Measure::TcpGatewayCpu(_))
         });
         Ok(values)
     }
 
-    fn udp(&self) -> Result<Values> {
-        let mut values = Values::new();
-        for size in UDP_SIZES {
-            let Some(capacity) = udp::capacity(self, size)? else {
-                bail!("no rate of udp {size} was found that loses less than 1 %");
-            };
-            values.push((Measure::UdpRate(size), capacity.rate / 1e3));
-            if self.has_gateways() {
-                values.push((Measure::UdpGatewayCpu(size), capacity.gateway_cpu * 1e6));
-            }
+    fn udp(&self, size: u16) -> Result<Values> {
+        let Some(capacity) = udp::capacity(self, size)? else {
+            bail!("no rate of udp {size} was found that loses less than 1 %");
+        };
+        let mut values = vec![(Measure::UdpRate(size), capacity.rate / 1e3)];
+        if self.has_gateways() {
+            values.push((Measure::UdpGatewayCpu(size), capacity.gateway_cpu * 1e6));
         }
         Ok(values)
     }
@@ -336,15 +334,18 @@ fn round_trips(load: Load, trips: &RoundTrips) -> Values {
     reason = "the report is what this program is for"
 )]
 fn publish(options: &Options, run: &Run) -> Result<()> {
-    if let Some(path) = &options.json {
-        let json = serde_json::to_string_pretty(run).context("cannot write the run as JSON")?;
-        std::fs::write(path, json + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if let Some(path) = &options.svg {
-        std::fs::write(path, chart::draw(run))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    let name = if options.nic { "site-nic" } else { "site" };
+    let json = serde_json::to_string_pretty(run).context("cannot write the run as JSON")?;
+    output::write(
+        options.json.as_deref(),
+        &format!("{name}.json"),
+        &(json + "\n"),
+    )?;
+    output::write(
+        options.svg.as_deref(),
+        &format!("{name}.svg"),
+        &chart::draw(run),
+    )?;
     println!("{}", report::text(run));
     Ok(())
 }

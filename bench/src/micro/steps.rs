@@ -44,7 +44,7 @@ pub(super) const STEPS: [Step; 6] = [
 ];
 
 /// One turn; returns how many packets it took.
-type Turn = Box<dyn FnMut() -> usize>;
+pub(super) type Turn = Box<dyn FnMut() -> usize>;
 
 impl Step {
     pub(super) fn name(self) -> &'static str {
