@@ -54,13 +54,15 @@ pub(crate) fn judge(run: &Run) -> Vec<Verdict> {
             verdicts.push(measure_against_the_best(run, measure, &Bar::Below(1.0)));
         }
     }
+    verdicts.extend(at_the_same_load(run));
     verdicts.push(memory(run));
     verdicts
 }
 
 fn speed_against(run: &Run, tcp: Tcp, rival: Subject, factor: f64) -> Verdict {
     let measure = Measure::TcpRate(tcp);
-    let ratio = ratio(run.median(CAUSEWAY, measure), run.median(rival, measure));
+    let reference = run.median(rival, measure).filter(|_| run.counts(rival));
+    let ratio = ratio(run.median(CAUSEWAY, measure), reference);
     verdict(measure.name(), &Bar::AtLeast(factor), rival.name(), ratio)
 }
 
@@ -78,16 +80,20 @@ fn four_against_one(run: &Run) -> Verdict {
 fn machine_cpu(run: &Run) -> Verdict {
     let what = "machine cpu, median of the three tcp".to_owned();
     let own = run.machine_cpu(CAUSEWAY);
-    against_the_best(what, own, |rival| run.machine_cpu(rival), &Bar::AtMost(0.5))
+    let value = |rival| run.machine_cpu(rival);
+    against_the_best(run, what, own, value, &Bar::AtMost(0.5))
 }
 
 fn measure_against_the_best(run: &Run, measure: Measure, bar: &Bar) -> Verdict {
     let own = run.median(CAUSEWAY, measure);
-    against_the_best(measure.name(), own, |rival| run.median(rival, measure), bar)
+    let value = |rival| run.median(rival, measure);
+    against_the_best(run, measure.name(), own, value, bar)
 }
 
-/// Compares with the rival that has the lowest value, and says which that was.
+/// Compares with the rival that has the lowest value, and says which that was. It is judged only
+/// if all three took part: being better than the rest of them proves little.
 fn against_the_best(
+    run: &Run,
     what: String,
     own: Option<f64>,
     value: impl Fn(Subject) -> Option<f64>,
@@ -102,7 +108,33 @@ fn against_the_best(
     if let (Some(_), Some((rival, _))) = (ratio, best) {
         verdict.found = format!("{} {}", verdict.found, rival.name());
     }
+    if !RIVALS.into_iter().all(|rival| run.counts(rival)) {
+        verdict.met = None;
+    }
     verdict
+}
+
+/// Round trips under load against only those who carried that load, where others did not.
+fn at_the_same_load(run: &Run) -> Vec<Verdict> {
+    let measured = |rival: &Subject| run.median(*rival, Measure::LoadReached).is_some();
+    if RIVALS
+        .iter()
+        .filter(|rival| measured(rival))
+        .all(|&rival| run.carried_load(rival))
+    {
+        return Vec::new();
+    }
+    let verdict = |per_cent| {
+        let measure = Measure::RoundTrip(Load::Fixed, per_cent);
+        let value = |rival| {
+            run.median(rival, measure)
+                .filter(|_| run.carried_load(rival))
+        };
+        let own = run.median(CAUSEWAY, measure);
+        let what = format!("{}, who carried the load", measure.name());
+        against_the_best(run, what, own, value, &Bar::Below(1.0))
+    };
+    [50, 99].map(verdict).to_vec()
 }
 
 fn memory(run: &Run) -> Verdict {
@@ -135,5 +167,75 @@ fn verdict(what: String, bar: &Bar, against: &str, ratio: Option<f64>) -> Verdic
             Bar::AtMost(limit) => ratio <= *limit,
             Bar::Below(limit) => ratio < *limit,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::Sample;
+    use crate::report::tests::example;
+    use crate::run::Entrant;
+
+    /// All three rivals with the given round trip and what each carried of a load of 1 Gb/s.
+    fn loaded(rivals: [(f64, f64); 3]) -> Run {
+        let mut run = example();
+        run.fixed_load = Some(1.0);
+        let all = [CAUSEWAY].into_iter().chain(RIVALS);
+        run.subjects = all
+            .clone()
+            .map(|subject| Entrant {
+                subject,
+                program: None,
+                version: None,
+            })
+            .collect();
+        for (subject, (p50, reached)) in all.zip([(1.0, 1.0)].into_iter().chain(rivals)) {
+            let values = [
+                (Measure::RoundTrip(Load::Fixed, 50), p50),
+                (Measure::LoadReached, reached),
+            ];
+            run.samples.extend(values.map(|(measure, value)| Sample {
+                round: 1,
+                subject,
+                measure,
+                value,
+            }));
+        }
+        run
+    }
+
+    fn about_loaded_p50(run: &Run) -> Vec<(String, Option<bool>)> {
+        let verdicts = judge(run).into_iter();
+        verdicts
+            .filter(|verdict| verdict.what.starts_with("round trip loaded, p50"))
+            .map(|verdict| (verdict.found, verdict.met))
+            .collect()
+    }
+
+    #[test]
+    fn round_trips_are_judged_against_the_best_rival() {
+        let run = loaded([(2.0, 1.0), (4.0, 1.0), (8.0, 1.0)]);
+        let expected = [("0.50 x wireguard-go".to_owned(), Some(true))];
+        assert_eq!(about_loaded_p50(&run), expected);
+    }
+
+    #[test]
+    fn a_rival_that_did_not_carry_the_load_is_judged_with_and_without() {
+        let run = loaded([(2.0, 1.0), (0.5, 0.3), (8.0, 1.0)]);
+        let expected = [
+            ("2.00 x boringtun-cli".to_owned(), Some(false)),
+            ("0.50 x wireguard-go".to_owned(), Some(true)),
+        ];
+        assert_eq!(about_loaded_p50(&run), expected);
+    }
+
+    #[test]
+    fn the_best_of_three_is_not_judged_when_one_is_missing_or_outdated() {
+        let mut run = loaded([(2.0, 1.0), (4.0, 1.0), (8.0, 1.0)]);
+        run.subjects[1].version = Some("wireguard-go v0.0.20220316".to_owned());
+        assert_eq!(about_loaded_p50(&run)[0].1, None);
+        run.subjects.remove(1);
+        assert_eq!(about_loaded_p50(&run)[0].1, None);
     }
 }

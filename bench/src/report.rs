@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::bars::{Verdict, judge};
 use crate::measure::Measure;
-use crate::run::Run;
+use crate::run::{Entrant, Run};
 use crate::statistics::Summary;
 use crate::subject::{CAUSEWAY, Subject};
 
@@ -56,24 +56,27 @@ fn heading(run: &Run) -> String {
             );
         }
     }
+    if run.subjects.iter().any(Entrant::is_outdated) {
+        text += "\nOUTDATED: this wireguard-go predates its offloads; no bar is judged against it";
+    }
     if let Some(load) = run.fixed_load {
         let _ = write!(
             text,
             "\nround trips under load beside {load:.2} Gb/s of TCP"
         );
-        for (name, reached) in short_of_load(run, load) {
+        for (name, reached) in short_of_load(run) {
             let _ = write!(text, "; {name} carried only {reached:.2}");
         }
     }
     text
 }
 
-/// Who could not carry the load; their round trips are those of a full tunnel.
-fn short_of_load(run: &Run, load: f64) -> Vec<(&'static str, f64)> {
+/// Who could not carry the load, and what they carried instead.
+fn short_of_load(run: &Run) -> Vec<(&'static str, f64)> {
     let subjects = run.subjects.iter().map(|entrant| entrant.subject);
     subjects
+        .filter(|&subject| !run.carried_load(subject))
         .filter_map(|subject| Some((subject.name(), run.median(subject, Measure::LoadReached)?)))
-        .filter(|&(_, reached)| reached < 0.95 * load)
         .collect()
 }
 
