@@ -194,22 +194,28 @@ fn remove_namespace(name: &str) {
             process::kill(pid);
         }
     }
-    if let Err(error) = process::run("ip", &["netns", "del", name]) {
+    if let Err(error) = process::run("ip", &["netns", "del", name])
+        && Path::new(NAMESPACES).join(name).exists()
+    {
         eprintln!("namespace {name} stays behind: {error:#}");
     }
 }
 
-/// Removes the namespaces of labs whose process is gone: a signal runs no destructor.
+/// Removes what labs left whose process is gone: a signal runs no destructor.
 fn sweep() {
-    let Ok(entries) = fs::read_dir(NAMESPACES) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if is_orphan(&name) {
-            remove_namespace(&name);
-        }
+    for name in orphans(Path::new(NAMESPACES)) {
+        remove_namespace(&name);
     }
+    let directories = std::env::temp_dir();
+    for name in orphans(&directories) {
+        let _ = fs::remove_dir_all(directories.join(name));
+    }
+}
+
+fn orphans(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| is_orphan(name)).collect()
 }
 
 fn is_orphan(name: &str) -> bool {
@@ -223,7 +229,9 @@ fn is_orphan(name: &str) -> bool {
     else {
         return false;
     };
-    !Path::new(&format!("/proc/{owner}")).exists()
+    // A process that nobody has reaped yet still has an entry, but no command line.
+    let line = fs::read(format!("/proc/{owner}/cmdline"));
+    line.is_ok_and(|line| line.is_empty()) || !Path::new(&format!("/proc/{owner}")).exists()
 }
 
 /// A test that panicked while holding a lock must not keep the lab from cleaning up.
