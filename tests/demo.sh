@@ -161,7 +161,7 @@ show_ping() {
 
 show_transfer() {
     say "worker-a sends to worker-b for 5 seconds over one TCP connection:"
-    on worker-b iperf3 --server --one-off --logfile server.log &
+    on worker-b iperf3 --server --one-off --forceflush --logfile server.log &
     for _ in $(seq 50); do
         if grep -q listening server.log 2>/dev/null; then break; fi
         sleep 0.1
