@@ -11,6 +11,7 @@ mod peers;
 pub mod protocol;
 mod screen;
 pub mod socket;
+mod watch;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -31,7 +32,8 @@ use crate::data::snapshot::Snapshot;
 use crate::data::thread::{DataThread, Offloads, Shared};
 use crate::drops::{DropReason, Drops};
 pub use crate::io::Offload;
-use crate::io::netlink::{self, KernelEvent, Monitor};
+use crate::io::boottime;
+use crate::io::netlink::RouteQuery;
 use crate::io::tun::{Tun, TunError};
 use crate::io::udp::{SocketError as UdpError, SocketGroup};
 use device::{Change, ConfigError, Device, SetRequest, changes};
@@ -39,15 +41,18 @@ use peers::Peers;
 use protocol::Request;
 use screen::Screen;
 use socket::{ConfigServer, ConfigSocket, SocketError, SocketEvent};
+use watch::Watch;
 
 /// More data threads than this gain nothing unless asked for.
 const DEFAULT_THREADS: usize = 8;
 const DEFAULT_MTU: usize = 1420;
 /// How often a port that could not be opened when the interface came up is tried again: our own
 /// threads may still be closing it.
-const REOPEN: Duration = Duration::from_millis(100);
+const REOPEN: Duration = Duration::from_millis(20);
 /// From which try on that is worth a word.
-const REOPEN_TOLD: u32 = 10;
+const REOPEN_TOLD: u32 = 50;
+/// Routes can change by the hundred; whether they matter to us is asked at most this often.
+const ROUTES_CHECK: Duration = Duration::from_millis(500);
 
 /// What the command line says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,8 +89,6 @@ pub fn run(options: Options, ready: impl FnOnce()) -> Result<(), WgError> {
     // The socket first: a live one means that the interface is another process's.
     let socket = ConfigSocket::bind(Path::new(socket::DIRECTORY), &options.name)?;
     let inbox = Arc::new(ControlInbox::new().map_err(failed("make an event counter"))?);
-    let monitor =
-        Monitor::new().map_err(failed("listen to the kernel's link and route changes"))?;
     let wanted = options.threads.unwrap_or_else(|| {
         std::thread::available_parallelism()
             .map_or(1, usize::from)
@@ -96,18 +99,14 @@ pub fn run(options: Options, ready: impl FnOnce()) -> Result<(), WgError> {
         wanted.clamp(1, MAX_THREADS),
         &options.without,
     )?;
-    let index = tun.index;
-    monitor
-        .request_link(index)
-        .map_err(failed("ask for the state of the interface"))?;
-
+    let watch = Watch::new(&tun)?;
     let mut control = Control::start(options, tun, inbox.clone())?;
     let (events, incoming) = mpsc::channel();
     let waker = inbox.clone();
     let server = socket.serve(events, move || waker.wake())?;
     tracing::info!(interface = control.options.name, socket = %server.path().display(), "ready");
     ready();
-    let ended = control.serve(&signals, monitor, &incoming, index);
+    let ended = control.serve(&signals, watch, &incoming);
     control.stop(server);
     ended
 }
@@ -203,20 +202,18 @@ impl Control {
     fn serve(
         &mut self,
         signals: &SignalFd,
-        mut monitor: Monitor,
+        mut watch: Watch,
         incoming: &mpsc::Receiver<SocketEvent>,
-        index: u32,
     ) -> Result<(), WgError> {
         loop {
-            let timeout = self.wait(signals, &monitor)?;
-            tracing::trace!(timeout, "control wakes");
+            self.wait(signals, &watch)?;
             while let Ok(Some(signal)) = signals.read_signal() {
                 match Signal::try_from(signal.ssi_signo as i32) {
                     Ok(Signal::SIGUSR1) => self.log_drops(),
                     _ => return Ok(()),
                 }
             }
-            if !self.hear_kernel(&mut monitor, index)? {
+            if !self.hear_kernel(&mut watch)? {
                 tracing::info!(interface = self.options.name, "the interface was deleted");
                 return Ok(());
             }
@@ -242,14 +239,18 @@ impl Control {
         }
     }
 
-    /// Sleeps until something happens; true if nothing did in time.
-    fn wait(&self, signals: &SignalFd, monitor: &Monitor) -> Result<bool, WgError> {
+    /// Sleeps until something happens or is due.
+    fn wait(&self, signals: &SignalFd, watch: &Watch) -> Result<(), WgError> {
         let inbox = &self.shared.control;
         let mut fds = vec![
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(monitor.as_fd(), PollFlags::POLLIN),
             PollFd::new(inbox.fd(), PollFlags::POLLIN),
         ];
+        fds.extend(
+            watch
+                .monitors()
+                .map(|monitor| PollFd::new(monitor.as_fd(), PollFlags::POLLIN)),
+        );
         fds.extend(
             self.screen
                 .socket()
@@ -259,18 +260,19 @@ impl Control {
             PollTimeout::ZERO
         } else if self.up && self.port.is_none() {
             PollTimeout::try_from(REOPEN).unwrap_or(PollTimeout::MAX)
+        } else if watch.routes_changed {
+            PollTimeout::try_from(ROUTES_CHECK).unwrap_or(PollTimeout::MAX)
         } else {
             PollTimeout::NONE
         };
-        let happened = match poll(&mut fds, timeout) {
-            Ok(happened) => happened,
-            Err(nix::Error::EINTR) => 0,
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
             Err(errno) => return Err(WgError::System("wait for events", errno.into())),
-        };
-        if fds[2].any() == Some(true) {
+        }
+        if fds[1].any() == Some(true) {
             inbox.woke();
         }
-        Ok(happened == 0)
+        Ok(())
     }
 
     // ---- configuration ----------------------------------------------------------------------
@@ -419,32 +421,24 @@ impl Control {
     // ---- kernel -----------------------------------------------------------------------------
 
     /// False once the interface is gone.
-    fn hear_kernel(&mut self, monitor: &mut Monitor, index: u32) -> Result<bool, WgError> {
-        let mut link = None;
-        let (mut gone, mut routes, mut overrun) = (false, false, false);
-        monitor
-            .read(|event| match event {
-                KernelEvent::Link { index: of, up, mtu } if of == index => link = Some((up, mtu)),
-                KernelEvent::LinkGone { index: of } if of == index => gone = true,
-                KernelEvent::Routes => routes = true,
-                KernelEvent::Overrun => (routes, overrun) = (true, true),
-                KernelEvent::Link { .. } | KernelEvent::LinkGone { .. } => {}
-            })
+    fn hear_kernel(&mut self, watch: &mut Watch) -> Result<bool, WgError> {
+        let heard = watch
+            .hear()
             .map_err(failed("hear of link and route changes"))?;
-        if overrun && monitor.request_link(index).is_err() {
-            gone = nix::net::if_::if_nametoindex(self.options.name.as_str()).is_err();
-        }
-        if let Some((up, mtu)) = link {
+        if let Some((up, mtu)) = heard.link {
             self.link_is(up, mtu);
         }
-        if routes {
-            let fwmark = self.device.fwmark;
+        let now = boottime();
+        if watch.routes_changed && now.saturating_sub(watch.routes_checked) >= ROUTES_CHECK {
+            (watch.routes_changed, watch.routes_checked) = (false, now);
+            let query = RouteQuery::new(self.device.fwmark).map_err(failed("ask for routes"))?;
             self.peers.check_sources(&self.shared, |remote, local| {
-                netlink::route_interface(remote, local.address, fwmark)
+                query
+                    .interface(remote, local.address)
                     .is_ok_and(|now| now == Some(local.interface))
             });
         }
-        Ok(!gone)
+        Ok(!heard.gone)
     }
 
     fn link_is(&mut self, up: bool, mtu: Option<u32>) {

@@ -42,7 +42,6 @@ pub struct IndexTable {
 }
 
 impl IndexTable {
-    /// `seed` makes the generations start anywhere.
     pub fn new(thread: usize) -> IndexTable {
         IndexTable {
             thread: thread as u32,
@@ -51,7 +50,8 @@ impl IndexTable {
         }
     }
 
-    /// A name for a new `Tunn` of `link`; `None` when every slot is taken.
+    /// A name for a new `Tunn` of `link`; `None` when every slot is taken. `random` makes the
+    /// generations of a slot start anywhere.
     pub fn allocate(&mut self, link: u32, random: u32) -> Option<TunnelIndex> {
         let slot = match self.free.pop() {
             Some(slot) => slot,

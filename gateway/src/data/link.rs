@@ -16,7 +16,7 @@ use boringtun::x25519;
 use super::index::{IndexTable, TunnelIndex};
 use super::outbox::Outbox;
 use super::staging::Staging;
-use super::tunnel::{Tunnel, room};
+use super::tunnel::{Ticked, Tunnel, room};
 use crate::drops::{DropReason, Drops};
 use crate::io::udp::{Local, UdpSocket};
 use crate::packet::ecn;
@@ -176,23 +176,25 @@ impl Link {
     pub fn start(&mut self, work: &mut Work<'_>) {
         if self.spec.keepalive > 0 {
             self.send_keepalive(work);
+        } else if !self.staging.is_empty() {
+            self.initiate(work);
         }
     }
 
-    /// The interface went down, or our own key changed: every session is gone.
-    pub fn reset(&mut self, drops: &Drops) {
-        let key = self.spec.private_key.clone();
-        let public = x25519::PublicKey::from(&key);
-        for tunnel in [Some(&mut self.current), self.successor.as_mut()]
-            .into_iter()
-            .flatten()
-        {
-            tunnel
-                .tunn
-                .set_static_private(key.clone(), public, Some(self.spec.limiter.clone()));
-            (tunnel.has_session, tunnel.initiation) = (false, None);
+    /// The interface went down, or our own key changed: every session is gone, every handshake too.
+    pub fn reset(&mut self, work: &mut Work<'_>) {
+        if let Some(fresh) = Tunnel::new(&self.spec, self.slot, work.table, work.now) {
+            let old = std::mem::replace(&mut self.current, fresh);
+            let predecessor = self.predecessor.take().map(|(tunnel, _)| tunnel);
+            for tunnel in [Some(old), self.successor.take(), predecessor]
+                .into_iter()
+                .flatten()
+            {
+                work.table.release(tunnel.index);
+            }
         }
-        drops.add(DropReason::StagingGivenUp, self.staging.clear());
+        work.drops
+            .add(DropReason::StagingGivenUp, self.staging.clear());
     }
 
     pub fn set_private_key(
@@ -202,10 +204,7 @@ impl Link {
         work: &mut Work<'_>,
     ) {
         (self.spec.private_key, self.spec.limiter) = (key, limiter);
-        if let Some((old, _)) = self.predecessor.take() {
-            work.table.release(old.index);
-        }
-        self.reset(work.drops);
+        self.reset(work);
         self.start(work);
     }
 
@@ -282,6 +281,9 @@ impl Link {
     }
 
     fn sent(&mut self, bytes: u64, now: Duration) {
+        if bytes == 0 {
+            return;
+        }
         self.last_traffic = now;
         self.spec
             .shared
@@ -290,7 +292,10 @@ impl Link {
     }
 
     fn initiate(&mut self, work: &mut Work<'_>) {
-        let Some(to) = self.endpoint else { return };
+        // What cannot leave must not count as tried.
+        let (Some(to), Some(_)) = (self.endpoint, work.socket) else {
+            return;
+        };
         self.tick_before_use(work);
         self.awake_until = work.now + FORGET_AFTER;
         let tunnel = self.successor.as_mut().unwrap_or(&mut self.current);
@@ -299,7 +304,9 @@ impl Link {
     }
 
     fn send_keepalive(&mut self, work: &mut Work<'_>) {
-        let Some(to) = self.endpoint else { return };
+        let (Some(to), Some(_)) = (self.endpoint, work.socket) else {
+            return;
+        };
         self.tick_before_use(work);
         if self.current.has_session {
             let bytes = self.seal(&[], &to, 0, work);
@@ -316,6 +323,8 @@ impl Link {
         while let Some((mark, packet)) = self.staging.pop() {
             bytes += self.seal(&packet, &to, mark, work);
         }
+        // Gives the memory of the queue back.
+        self.staging.clear();
         self.sent(bytes, work.now);
     }
 
@@ -325,11 +334,7 @@ impl Link {
     pub fn handshake(&mut self, datagram: &[u8], from: &Endpoint, work: &mut Work<'_>) {
         self.tick_before_use(work);
         self.awake_until = work.now + FORGET_AFTER;
-        let receiver = match datagram.first() {
-            Some(1) => None,
-            Some(2) => receiver_index(datagram, 8),
-            _ => receiver_index(datagram, 4),
-        };
+        let receiver = handshake_receiver(datagram);
         let answers = datagram.first() == Some(&2);
         let to = if answers {
             self.endpoint.unwrap_or(*from)
@@ -408,10 +413,12 @@ impl Link {
     }
 
     /// Opens one data datagram into `into`; the inner packet then lies at its beginning. A
-    /// keepalive has length 0.
+    /// keepalive has length 0. A datagram opened under a session, and nothing less, moves the
+    /// endpoint.
     pub fn open(
         &mut self,
         datagram: &[u8],
+        from: &Endpoint,
         into: &mut [u8],
         work: &mut Work<'_>,
     ) -> Result<usize, DropReason> {
@@ -434,24 +441,28 @@ impl Link {
         } else {
             return Err(DropReason::UnknownIndex);
         };
-        let len = tunnel.open(datagram, into)?;
-        if tunnel.confirm(receiver) {
-            // As responder we may send under a session once a datagram was opened under it.
+        let opened = tunnel.open(datagram, into);
+        if !matches!(opened, Ok(_) | Err(DropReason::InnerMalformed)) {
+            return opened;
+        }
+        // As responder we may send under a session once a datagram was opened under it.
+        let news = tunnel.confirm(receiver) || !tunnel.has_session;
+        if self.endpoint.as_ref() != Some(from) {
+            self.set_endpoint(*from);
+        }
+        if news {
             self.established(index, work);
         }
-        Ok(len)
+        opened
     }
 
-    /// Datagrams opened under a session came from here: this, and nothing less, moves the endpoint.
-    pub fn received(&mut self, from: &Endpoint, bytes: u64, now: Duration) {
+    /// So many bytes of datagrams were opened and had something to deliver.
+    pub fn received(&mut self, bytes: u64, now: Duration) {
         self.last_traffic = now;
         self.spec
             .shared
             .rx_bytes
             .fetch_add(bytes, Ordering::Relaxed);
-        if self.endpoint != Some(*from) {
-            self.set_endpoint(*from);
-        }
     }
 
     // ---- time -------------------------------------------------------------------------------
@@ -476,13 +487,16 @@ impl Link {
             .current
             .tick(to.as_ref(), self.successor.is_none(), work)
         {
-            Ok(bytes) => sent += bytes,
+            Ok(Ticked::Sent(bytes)) => sent += bytes,
+            Ok(Ticked::Suppressed) => self.initiate(work),
             Err(_) => work
                 .drops
                 .add(DropReason::StagingGivenUp, self.staging.clear()),
         }
         if let Some(successor) = self.successor.as_mut() {
-            sent += successor.tick(to.as_ref(), true, work).unwrap_or(0);
+            if let Ok(Ticked::Sent(bytes)) = successor.tick(to.as_ref(), true, work) {
+                sent += bytes;
+            }
         }
         if self
             .predecessor
@@ -492,13 +506,24 @@ impl Link {
         {
             work.table.release(old.index);
         }
-        if sent > 0 {
-            self.sent(sent, work.now);
+        self.sent(sent, work.now);
+        if !self.current.has_session && !self.staging.is_empty() {
+            // An initiation that crossed one of the peer's is forgotten by boringtun.
+            self.initiate(work);
         }
         let keepalive = Duration::from_secs(self.spec.keepalive.into());
         if !keepalive.is_zero() && work.now.saturating_sub(self.last_traffic) >= keepalive {
             self.send_keepalive(work);
         }
+    }
+}
+
+/// Whom a handshake message is for; an initiation names no one.
+pub fn handshake_receiver(datagram: &[u8]) -> Option<u32> {
+    match datagram.first() {
+        Some(1) => None,
+        Some(2) => receiver_index(datagram, 8),
+        _ => receiver_index(datagram, 4),
     }
 }
 

@@ -12,7 +12,8 @@ use boringtun::x25519;
 use crossbeam_queue::ArrayQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::link::{Endpoint, LinkSpec};
+use super::index::thread_of;
+use super::link::{Endpoint, LinkSpec, receiver_index};
 use super::snapshot::LinkPlace;
 use crate::io::udp::{Received, UdpSocket};
 
@@ -74,6 +75,28 @@ pub struct Frame {
     pub buffer: Vec<u8>,
 }
 
+impl Stray {
+    /// Leaves one datagram for the thread that its index names; false if it has no room.
+    pub fn pass_on(mailboxes: &[Mailbox], received: &Received, datagram: &[u8]) -> bool {
+        let owner = receiver_index(datagram, 4).and_then(|index| mailboxes.get(thread_of(index)));
+        let Some(owner) = owner else { return false };
+        let received = Received {
+            len: datagram.len(),
+            segment: datagram.len(),
+            ..*received
+        };
+        let taken = owner
+            .strays
+            .push(Stray {
+                received,
+                datagram: datagram.into(),
+            })
+            .is_ok();
+        owner.wake();
+        taken
+    }
+}
+
 /// A data datagram that reached a thread which does not own its session.
 pub struct Stray {
     pub received: Received,
@@ -83,7 +106,10 @@ pub struct Stray {
 /// How many handed-over frames wait at most for one thread.
 pub const FRAMES: usize = 64;
 const STRAYS: usize = 256;
-const HANDSHAKES: usize = 64;
+/// The screen is faster than the owner: so many may come at once before one is lost.
+const HANDSHAKES: usize = 1024;
+/// Handshakes that reached data threads and wait for control.
+const RAW_HANDSHAKES: usize = 256;
 const _: () = assert!(
     FRAMES * super::thread::FRAME_BUFFER
         + STRAYS * (64 << 10)
@@ -138,11 +164,12 @@ impl Mailbox {
         }
     }
 
-    /// Announces that the owner is about to sleep; false if something waits already.
-    pub(super) fn may_sleep(&self) -> bool {
+    /// Announces that the owner is about to sleep; false if something waits already. A `blocked`
+    /// owner takes no frames.
+    pub(super) fn may_sleep(&self, blocked: bool) -> bool {
         self.asleep.store(true, Ordering::SeqCst);
         std::sync::atomic::fence(Ordering::SeqCst);
-        if self.is_empty() {
+        if self.is_empty(blocked) {
             return true;
         }
         self.asleep.store(false, Ordering::SeqCst);
@@ -157,10 +184,10 @@ impl Mailbox {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    fn is_empty(&self, blocked: bool) -> bool {
         !self.commanded.load(Ordering::Acquire)
             && self.handshakes.is_empty()
-            && self.frames.is_empty()
+            && (blocked || self.frames.is_empty())
             && self.strays.is_empty()
     }
 
@@ -220,7 +247,7 @@ impl ControlInbox {
     pub fn new() -> std::io::Result<ControlInbox> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(ControlInbox {
-            handshakes: ArrayQueue::new(STRAYS),
+            handshakes: ArrayQueue::new(RAW_HANDSHAKES),
             wake,
         })
     }

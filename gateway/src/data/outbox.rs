@@ -21,13 +21,15 @@ const SEND_LIMIT: usize = 65_507;
 /// Datagrams per send: the kernel's limit is 128 since 6.9 and 64 before, counting one for itself.
 const SEGMENTS_NEW: usize = 127;
 const SEGMENTS_OLD: usize = 63;
-/// How long a send size that a path did not take whole is sent piece by piece.
+/// How long what a path did not take whole is sent piece by piece, and for how many remotes.
 const PIECEMEAL: Duration = Duration::from_secs(10);
+const PIECEMEAL_REMOTES: usize = 16;
 
 /// What the socket refused, so that the next send avoids it.
 #[derive(Clone, Copy, Debug)]
-struct TooBig {
+struct Piecemeal {
     remote: SocketAddr,
+    /// From this size on.
     segment: usize,
     until: Duration,
 }
@@ -44,7 +46,7 @@ pub struct Outbox {
     segments: usize,
     /// The last message may not be extended.
     closed: bool,
-    too_big: Option<TooBig>,
+    piecemeal: Vec<Piecemeal>,
     /// The socket took no more; nothing new is read from the TUN until it does.
     full: bool,
     /// Remotes whose cached source address the kernel refused.
@@ -61,7 +63,7 @@ impl Outbox {
             sender: Sender::default(),
             segments: if segment { SEGMENTS_NEW } else { 1 },
             closed: true,
-            too_big: None,
+            piecemeal: Vec::new(),
             full: false,
             stale_sources: Vec::new(),
         }
@@ -117,28 +119,24 @@ impl Outbox {
             return;
         };
         self.full = false;
-        while self.sent < self.messages.len() {
-            let first = self.messages[self.sent];
-            if self.goes_piecemeal(&first, now) {
-                match self.send_pieces(socket, first, drops) {
-                    Sent::Full => return self.stop_full(),
-                    Sent::Some(_) => continue,
-                }
+        while let Some(first) = self.messages.get(self.sent).copied() {
+            let pieces = self.pieces_at_once(&first, now);
+            if count(&first) > pieces {
+                self.cut_up(pieces);
             }
             match self
                 .sender
                 .send(socket, &self.arena, &self.messages[self.sent..])
             {
                 Ok(Sent::Some(count)) => self.sent += count,
-                Ok(Sent::Full) => return self.stop_full(),
+                Ok(Sent::Full) => {
+                    self.full = true;
+                    return;
+                }
                 Err(error) => self.refused(&error, now, drops),
             }
         }
         self.clear();
-    }
-
-    fn stop_full(&mut self) {
-        self.full = true;
     }
 
     fn clear(&mut self) {
@@ -157,78 +155,58 @@ impl Outbox {
             self.flush(Some(socket), now, drops);
         }
         if self.full {
-            let lost: usize = self.messages[self.sent..]
-                .iter()
-                .map(|m| m.len.div_ceil(m.segment))
-                .sum();
+            let lost: usize = self.messages[self.sent..].iter().map(count).sum();
             drops.add(DropReason::SendFull, lost as u64);
             self.clear();
         }
     }
 
-    fn goes_piecemeal(&self, message: &Message, now: Duration) -> bool {
-        message.segment < message.len
-            && (self.segments == 1
-                || message.len.div_ceil(message.segment) > self.segments
-                || self.too_big.is_some_and(|seen| {
-                    seen.remote == message.to && message.segment >= seen.segment && now < seen.until
-                }))
+    /// How many datagrams of this message may leave in one send.
+    fn pieces_at_once(&self, message: &Message, now: Duration) -> usize {
+        let piecemeal = self.piecemeal.iter().any(|seen| {
+            seen.remote == message.to && message.segment >= seen.segment && now < seen.until
+        });
+        if piecemeal { 1 } else { self.segments }
     }
 
-    /// Sends a message datagram by datagram, or as few at a time as the kernel takes.
-    fn send_pieces(&mut self, socket: &UdpSocket, message: Message, drops: &Drops) -> Sent {
-        let many = message.len.div_ceil(message.segment) > self.segments && self.segments > 1;
-        let size = if many {
-            message.segment * self.segments
-        } else {
-            message.segment
-        };
-        let end = message.at + message.len;
-        let mut at = message.at;
-        while at < end {
+    /// Replaces the first waiting message by messages of so many datagrams each.
+    fn cut_up(&mut self, pieces: usize) {
+        let whole = self.messages[self.sent];
+        let (end, size) = (whole.at + whole.len, whole.segment * pieces);
+        let cut = (whole.at..end).step_by(size).map(|at| {
             let len = size.min(end - at);
-            let piece = Message {
+            Message {
                 at,
                 len,
-                segment: message.segment.min(len),
-                ..message
-            };
-            match self.sender.send(socket, &self.arena, &[piece]) {
-                Ok(Sent::Some(_)) => {}
-                Ok(Sent::Full) => {
-                    // Keep what is left as the message to go on with.
-                    self.messages[self.sent] = Message {
-                        at,
-                        len: end - at,
-                        segment: message.segment.min(end - at),
-                        ..message
-                    };
-                    return Sent::Full;
-                }
-                Err(_) => drops.add(DropReason::SendFailed, len.div_ceil(message.segment) as u64),
+                segment: whole.segment.min(len),
+                ..whole
             }
-            at += len;
+        });
+        self.messages.splice(self.sent..=self.sent, cut);
+    }
+
+    /// For a while datagrams of this size go to this remote one by one.
+    fn send_piecemeal(&mut self, remote: SocketAddr, segment: usize, now: Duration) {
+        self.piecemeal
+            .retain(|seen| now < seen.until && seen.remote != remote);
+        if self.piecemeal.len() == PIECEMEAL_REMOTES {
+            self.piecemeal.remove(0);
         }
-        self.sent += 1;
-        Sent::Some(1)
+        self.piecemeal.push(Piecemeal {
+            remote,
+            segment,
+            until: now + PIECEMEAL,
+        });
     }
 
     /// What an error on the first waiting message means for it and for those to come.
     fn refused(&mut self, error: &io::Error, now: Duration, drops: &Drops) {
-        let message = &mut self.messages[self.sent];
-        let count = message.len.div_ceil(message.segment);
-        let cut = count > 1;
+        let message = self.messages[self.sent];
+        let cut = count(&message) > 1;
         match error.raw_os_error() {
             Some(libc::EINTR) => {}
             // Concerns this size on this path, not the offload.
-            Some(libc::EMSGSIZE) if cut => {
-                let until = now + PIECEMEAL;
-                self.too_big = Some(TooBig {
-                    remote: message.to,
-                    segment: message.segment,
-                    until,
-                });
-            }
+            Some(libc::EMSGSIZE) if cut => self.send_piecemeal(message.to, message.segment, now),
             Some(
                 libc::EINVAL
                 | libc::EADDRNOTAVAIL
@@ -237,22 +215,27 @@ impl Outbox {
                 | libc::ENODEV,
             ) if message.local.is_some() => {
                 self.stale_sources.push(message.to);
-                message.local = None;
+                self.messages[self.sent].local = None;
             }
-            Some(libc::EINVAL) if cut && count > SEGMENTS_OLD && self.segments > SEGMENTS_OLD => {
-                self.segments = SEGMENTS_OLD;
-            }
+            Some(libc::EINVAL) if count(&message) > SEGMENTS_OLD => self.segments = SEGMENTS_OLD,
+            // This route's device cannot (EIO), or the datagrams are too big for it, as kernels
+            // before 6.14 say it (EINVAL).
             Some(libc::EINVAL | libc::EIO | libc::EOPNOTSUPP) if cut => {
-                tracing::warn!(%error, "the kernel refuses UDP_SEGMENT: datagrams are sent one by one from now on");
-                self.segments = 1;
+                tracing::info!(%error, remote = %message.to, "the kernel refuses UDP_SEGMENT here: datagrams go one by one for a while");
+                self.send_piecemeal(message.to, 0, now);
             }
             _ => {
                 tracing::debug!(%error, remote = %message.to, "send failed");
-                drops.add(DropReason::SendFailed, count as u64);
+                drops.add(DropReason::SendFailed, count(&message) as u64);
                 self.sent += 1;
             }
         }
     }
+}
+
+/// How many datagrams a message is cut into.
+fn count(message: &Message) -> usize {
+    message.len.div_ceil(message.segment)
 }
 
 #[cfg(test)]
@@ -338,15 +321,52 @@ mod tests {
             &Drops::default(),
         );
         let message = outbox.messages[0];
-        assert!(outbox.goes_piecemeal(&message, now));
-        assert!(!outbox.goes_piecemeal(
-            &Message {
-                to: endpoint(2).remote,
-                ..message
-            },
-            now
-        ));
-        assert!(!outbox.goes_piecemeal(&message, now + PIECEMEAL));
+        assert_eq!(outbox.pieces_at_once(&message, now), 1);
+        let other = Message {
+            to: endpoint(2).remote,
+            ..message
+        };
+        assert_eq!(outbox.pieces_at_once(&other, now), SEGMENTS_NEW);
+        assert_eq!(
+            outbox.pieces_at_once(&message, now + PIECEMEAL),
+            SEGMENTS_NEW
+        );
+    }
+
+    #[test]
+    fn a_message_is_cut_up_without_losing_a_byte() {
+        let mut outbox = Outbox::new(true);
+        for len in [100, 100, 100, 40] {
+            put(&mut outbox, 1, 0, len);
+        }
+        put(&mut outbox, 2, 0, 70);
+        outbox.cut_up(2);
+        assert_eq!(shape(&outbox), [(1, 100, 200), (1, 100, 140), (2, 70, 70)]);
+        outbox.cut_up(1);
+        assert_eq!(
+            shape(&outbox),
+            [(1, 100, 100), (1, 100, 100), (1, 100, 140), (2, 70, 70)]
+        );
+        let places: Vec<_> = outbox.messages.iter().map(|m| m.at).collect();
+        assert_eq!(places, [0, 100, 200, 340]);
+    }
+
+    #[test]
+    fn what_an_old_kernel_refuses_is_made_smaller_first_and_only_then_single() {
+        let mut outbox = Outbox::new(true);
+        for _ in 0..100 {
+            put(&mut outbox, 1, 0, 96);
+        }
+        let refusal = io::Error::from_raw_os_error(libc::EINVAL);
+        let now = Duration::from_secs(5);
+        outbox.refused(&refusal, now, &Drops::default());
+        assert_eq!(
+            outbox.pieces_at_once(&outbox.messages[0], now),
+            SEGMENTS_OLD
+        );
+        outbox.cut_up(SEGMENTS_OLD);
+        outbox.refused(&refusal, now, &Drops::default());
+        assert_eq!(outbox.pieces_at_once(&outbox.messages[0], now), 1);
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! Packets that wait for a session. Bounded in bytes; the oldest goes first.
+//! Packets that wait for a session. Bounded in bytes and in number; the oldest goes first.
 
 use std::collections::VecDeque;
 
+/// As many as the kernel stages.
+const STAGED_PACKETS: usize = 128;
 /// Per link: more than one superpacket, so that a first burst survives the handshake.
 pub(crate) const STAGED_BYTES: usize = 128 << 10;
 
@@ -17,7 +19,9 @@ impl Staging {
         self.packets.push_back((ecn, packet.into()));
         self.bytes += packet.len();
         let mut dropped = 0;
-        while self.bytes > STAGED_BYTES && self.pop().is_some() {
+        while (self.bytes > STAGED_BYTES || self.packets.len() > STAGED_PACKETS)
+            && self.pop().is_some()
+        {
             dropped += 1;
         }
         dropped
@@ -29,7 +33,6 @@ impl Staging {
         Some(packet)
     }
 
-    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.packets.is_empty()
     }
@@ -56,5 +59,12 @@ mod tests {
         assert_eq!(staging.pop().map(|(ecn, _)| ecn), Some(1));
         assert_eq!(staging.clear(), 1);
         assert!(staging.is_empty() && staging.bytes == 0);
+    }
+
+    #[test]
+    fn small_packets_are_bounded_in_number() {
+        let mut staging = Staging::default();
+        let dropped: u64 = (0..200).map(|_| staging.push(0, &[0; 20])).sum();
+        assert_eq!((dropped, staging.clear()), (72, 128));
     }
 }

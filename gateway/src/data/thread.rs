@@ -10,8 +10,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::index::{IndexTable, TunnelIndex, thread_of};
 use super::inward::Inward;
-use super::link::{Endpoint, Link, OVERHEAD, Work, receiver_index};
-use super::mailbox::{Command, ControlInbox, Frame, Mailbox, RawHandshake, Stray};
+use super::link::{Endpoint, Link, OVERHEAD, Work, handshake_receiver, receiver_index};
+use super::mailbox::{Command, ControlInbox, Frame, Handshake, Mailbox, RawHandshake, Stray};
 use super::outbox::Outbox;
 use super::snapshot::{LinkPlace, Snapshot};
 use crate::drops::{DropReason, Drops};
@@ -27,6 +27,10 @@ pub const FRAME_BUFFER: usize = VnetHeader::LEN + 65_536 + SPARE;
 /// Receive slots; each holds what the kernel merged.
 const SLOTS: usize = 8;
 const SLOT: usize = 64 << 10;
+/// What is taken from others in one turn: a full ring must not keep us from the rest.
+const FRAMES_A_TURN: usize = 16;
+const STRAYS_A_TURN: usize = 64;
+const HANDSHAKES_A_TURN: usize = 4;
 /// Frames taken from the TUN before the network is looked at again.
 const TUN_BURST: usize = 16;
 /// Sealed bytes that are worth a system call at once.
@@ -68,6 +72,7 @@ pub struct DataThread {
     drops: Arc<Drops>,
     now: Duration,
     next_tick: Duration,
+    errors_since: Duration,
     errors_left: u32,
     stopping: bool,
 }
@@ -96,6 +101,7 @@ impl DataThread {
             drops,
             now: boottime(),
             next_tick: Duration::ZERO,
+            errors_since: Duration::ZERO,
             errors_left: ERRORS_PER_SECOND,
             stopping: false,
         }
@@ -193,7 +199,7 @@ impl DataThread {
         if let Some(Some(link)) = links.get_mut(slot as usize) {
             act(link, &mut work);
         }
-        self.next_tick = Duration::ZERO;
+        self.next_tick = self.next_tick.min(self.now + TICK);
     }
 
     fn add_link(&mut self, slot: u32, spec: super::link::LinkSpec) {
@@ -224,7 +230,7 @@ impl DataThread {
         for link in links.iter_mut().flatten() {
             match (was_up, is_up) {
                 (false, true) => link.start(&mut work),
-                (true, false) => link.reset(work.drops),
+                (true, false) => link.reset(&mut work),
                 // A new port: the sessions stay, their sources may not.
                 _ => link.forget_source(),
             }
@@ -235,7 +241,6 @@ impl DataThread {
     // ---- time -------------------------------------------------------------------------------
 
     fn tick(&mut self) {
-        self.errors_left = (self.errors_left + ERRORS_PER_SECOND / 4).min(ERRORS_PER_SECOND);
         self.next_tick = Duration::MAX;
         if self.socket.is_none() {
             return;
@@ -247,7 +252,7 @@ impl DataThread {
             link.tick(&mut work);
             awake = true;
         }
-        if awake || self.errors_left < ERRORS_PER_SECOND {
+        if awake {
             self.next_tick = now + TICK;
         }
         self.flush();
@@ -255,20 +260,18 @@ impl DataThread {
 
     fn sleep(&mut self) -> Ready {
         let mailbox = &self.shared.mailboxes[self.id];
-        if !mailbox.may_sleep() {
+        let blocked = self.outbox.is_full();
+        if !mailbox.may_sleep(blocked) {
             return Ready {
                 tun: true,
                 socket: true,
             };
         }
-        let timeout = match self.next_tick.checked_sub(self.now) {
-            Some(left) if left < Duration::from_secs(3600) => {
-                PollTimeout::from(left.as_millis() as u16 + 1)
-            }
-            Some(_) => PollTimeout::NONE,
-            None => PollTimeout::ZERO,
+        let timeout = match self.next_tick {
+            Duration::MAX => PollTimeout::NONE,
+            at => PollTimeout::try_from(at.saturating_sub(self.now) + Duration::from_millis(1))
+                .unwrap_or(PollTimeout::MAX),
         };
-        let blocked = self.outbox.is_full();
         let wake = mailbox.fd();
         // What is not to be watched stands as the wake descriptor with no event asked for.
         let (socket, socket_events) = match &self.socket {
@@ -332,6 +335,14 @@ impl DataThread {
         };
         match self.snapshot.load().link_for(to) {
             Ok(place) if place.thread as usize == self.id => {
+                if self
+                    .links
+                    .get(place.slot as usize)
+                    .is_none_or(Option::is_none)
+                {
+                    // The snapshot may be newer than the commands we followed.
+                    self.obey();
+                }
                 let mut frame = std::mem::take(&mut self.frame);
                 self.transmit(place.slot, &mut frame, len);
                 self.frame = frame;
@@ -378,13 +389,15 @@ impl DataThread {
     /// Tells the sender that no peer takes this packet.
     fn refuse(&mut self, reason: DropReason, packet: &[u8]) {
         self.drops.count(reason);
+        if self.now.saturating_sub(self.errors_since) >= Duration::from_secs(1) {
+            (self.errors_since, self.errors_left) = (self.now, ERRORS_PER_SECOND);
+        }
         if self.errors_left == 0 {
             return;
         }
-        let mut answer = [0; 1280];
+        let mut answer = [0; unreachable::MAX_LEN];
         if let Some(size) = unreachable::build(packet, &mut answer) {
             self.errors_left -= 1;
-            self.next_tick = self.next_tick.min(self.now + TICK);
             let plain = [0; VnetHeader::LEN];
             // A full TUN loses one error message: nothing follows from that.
             let _ = self
@@ -413,28 +426,45 @@ impl DataThread {
     /// What other threads read that is ours. Before our own queue: a flow that moves to it must
     /// not overtake itself.
     fn take_handed_over(&mut self) {
-        while let Some(mut frame) = self.shared.mailboxes[self.id].frames.pop() {
+        let shared = self.shared.clone();
+        let mailbox = &shared.mailboxes[self.id];
+        for _ in 0..FRAMES_A_TURN {
+            if self.outbox.is_full() {
+                break;
+            }
+            let Some(mut frame) = mailbox.frames.pop() else {
+                break;
+            };
             self.transmit(frame.place.slot, &mut frame.buffer, frame.len);
-            let _ = self.shared.mailboxes[self.id].spare.push(frame.buffer);
+            let _ = mailbox.spare.push(frame.buffer);
         }
-        while let Some(stray) = self.shared.mailboxes[self.id].strays.pop() {
+        for _ in 0..STRAYS_A_TURN {
+            let Some(stray) = mailbox.strays.pop() else {
+                break;
+            };
             self.open_run(&stray.received, &stray.datagram);
         }
-        while let Some(handshake) = self.shared.mailboxes[self.id].handshakes.pop() {
-            let datagram = &handshake.datagram[..handshake.len];
-            let slot = handshake.slot.or_else(|| {
-                let at = if datagram.first() == Some(&2) { 8 } else { 4 };
-                self.table
-                    .find(TunnelIndex::of(receiver_index(datagram, at)?))
-            });
-            match slot {
-                Some(slot) => self.with_link(slot, |link, work| {
-                    link.handshake(datagram, &handshake.from, work)
-                }),
-                None => self.drops.count(DropReason::UnknownIndex),
-            }
+        for _ in 0..HANDSHAKES_A_TURN {
+            let Some(handshake) = mailbox.handshakes.pop() else {
+                break;
+            };
+            self.handshake(&handshake);
         }
         self.inward.write(&self.tun, &self.drops);
+    }
+
+    fn handshake(&mut self, handshake: &Handshake) {
+        let datagram = &handshake.datagram[..handshake.len];
+        let slot = handshake.slot.or_else(|| {
+            self.table
+                .find(TunnelIndex::of(handshake_receiver(datagram)?))
+        });
+        match slot {
+            Some(slot) => self.with_link(slot, |link, work| {
+                link.handshake(datagram, &handshake.from, work)
+            }),
+            None => self.drops.count(DropReason::UnknownIndex),
+        }
     }
 
     fn receive(&mut self) -> bool {
@@ -466,26 +496,27 @@ impl DataThread {
             remote: received.from,
             local: received.local,
         };
-        let mut opened: Option<(u32, u64)> = None;
+        let mut run: Option<(u32, u64)> = None;
         for datagram in datagrams.chunks(received.segment.max(1)) {
             let Some(slot) = self.slot_of(received, datagram) else {
                 continue;
             };
-            if opened.is_some_and(|(last, _)| last != slot) {
-                self.note_received(opened.take(), &from);
+            if run.is_some_and(|(last, _)| last != slot) {
+                self.note_received(run.take());
             }
-            if self.open(slot, datagram, received.ecn) {
-                opened.get_or_insert((slot, 0)).1 += datagram.len() as u64;
+            match self.open(slot, datagram, &from, received.ecn) {
+                Ok(()) => run.get_or_insert((slot, 0)).1 += datagram.len() as u64,
+                Err(reason) => self.drops.count(reason),
             }
         }
-        self.note_received(opened, &from);
+        self.note_received(run);
     }
 
-    fn note_received(&mut self, opened: Option<(u32, u64)>, from: &Endpoint) {
-        if let Some((slot, bytes)) = opened
+    fn note_received(&mut self, run: Option<(u32, u64)>) {
+        if let Some((slot, bytes)) = run
             && let Some(Some(link)) = self.links.get_mut(slot as usize)
         {
-            link.received(from, bytes, self.now);
+            link.received(bytes, self.now);
         }
     }
 
@@ -500,26 +531,10 @@ impl DataThread {
         if let Some(slot) = self.table.find(TunnelIndex::of(receiver)) {
             return Some(slot);
         }
-        match self.shared.mailboxes.get(thread_of(receiver)) {
-            Some(owner) if thread_of(receiver) != self.id => {
-                let one = Received {
-                    len: datagram.len(),
-                    segment: datagram.len(),
-                    ..*received
-                };
-                if owner
-                    .strays
-                    .push(Stray {
-                        received: one,
-                        datagram: datagram.into(),
-                    })
-                    .is_err()
-                {
-                    self.drops.count(DropReason::RingFull);
-                }
-                owner.wake();
-            }
-            _ => self.drops.count(DropReason::UnknownIndex),
+        if thread_of(receiver) == self.id || thread_of(receiver) >= self.shared.mailboxes.len() {
+            self.drops.count(DropReason::UnknownIndex);
+        } else if !Stray::pass_on(&self.shared.mailboxes, received, datagram) {
+            self.drops.count(DropReason::RingFull);
         }
         None
     }
@@ -538,8 +553,14 @@ impl DataThread {
         }
     }
 
-    /// Opens one datagram and queues what was inside; false if it was not authentic.
-    fn open(&mut self, slot: u32, datagram: &[u8], outer_ecn: u8) -> bool {
+    /// Opens one datagram and queues what was inside.
+    fn open(
+        &mut self,
+        slot: u32,
+        datagram: &[u8],
+        from: &Endpoint,
+        outer_ecn: u8,
+    ) -> Result<(), DropReason> {
         if self.inward.room(datagram.len()).is_none() {
             self.inward.write(&self.tun, &self.drops);
         }
@@ -552,28 +573,25 @@ impl DataThread {
             now: self.now,
             mtu: snapshot.mtu,
         };
-        let (Some(Some(link)), Some(room)) = (
-            self.links.get_mut(slot as usize),
-            self.inward.room(datagram.len()),
-        ) else {
-            return false;
-        };
+        let link = self
+            .links
+            .get_mut(slot as usize)
+            .and_then(Option::as_mut)
+            .ok_or(DropReason::UnknownIndex)?;
+        let room = self
+            .inward
+            .room(datagram.len())
+            .ok_or(DropReason::Malformed)?;
         link.tick_before_use(&mut work);
+        let len = link.open(datagram, from, room, &mut work)?;
+        if len == 0 {
+            return Ok(());
+        }
         let place = LinkPlace {
             thread: self.id as u32,
             slot,
         };
-        let opened = link.open(datagram, room, &mut work);
-        let delivered = match opened {
-            Ok(0) => Ok(()),
-            Ok(len) => self.inward.deliver(len, outer_ecn, place, snapshot),
-            Err(reason) => Err(reason),
-        };
-        if let Err(reason) = delivered {
-            self.drops.count(reason);
-        }
-        // What opened was authentic, whatever was inside.
-        matches!(opened, Ok(_) | Err(DropReason::InnerMalformed))
+        self.inward.deliver(len, outer_ecn, place, snapshot)
     }
 }
 

@@ -44,6 +44,13 @@ fn random() -> u64 {
     RandomState::new().hash_one(0_u8)
 }
 
+/// What the timers led to.
+pub(super) enum Ticked {
+    Sent(u64),
+    /// They wanted a handshake, which was not to be.
+    Suppressed,
+}
+
 impl Tunnel {
     pub(super) fn new(
         spec: &LinkSpec,
@@ -92,25 +99,28 @@ impl Tunnel {
         to: Option<&Endpoint>,
         may_initiate: bool,
         work: &mut Work<'_>,
-    ) -> Result<u64, WireGuardError> {
+    ) -> Result<Ticked, WireGuardError> {
         self.ticked = work.now;
         if !self.has_session && self.initiation.is_some_and(|sent| work.now < sent.retry_at) {
-            return Ok(0);
+            return Ok(Ticked::Sent(0));
         }
-        let Some(room) = room(work) else { return Ok(0) };
+        let Some(room) = room(work) else {
+            return Ok(Ticked::Sent(0));
+        };
         let result = match self.tunn.update_timers(room) {
             TunnResult::WriteToNetwork(datagram) => {
                 let len = datagram.len();
-                let initiation = len == INITIATION;
-                if initiation {
+                let initiates = len == INITIATION;
+                if initiates {
                     self.note_initiation(work.now);
                 }
                 match to {
-                    Some(to) if may_initiate || !initiation => {
+                    Some(_) if initiates && !may_initiate => Ok(Ticked::Suppressed),
+                    Some(to) => {
                         work.outbox.commit(to, 0, len);
-                        Ok(len as u64)
+                        Ok(Ticked::Sent(len as u64))
                     }
-                    _ => Ok(0),
+                    None => Ok(Ticked::Sent(0)),
                 }
             }
             TunnResult::Err(error) => {
@@ -119,9 +129,12 @@ impl Tunnel {
             }
             TunnResult::Done
             | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => Ok(0),
+            | TunnResult::WriteToTunnelV6(..) => Ok(Ticked::Sent(0)),
         };
+        // Time takes sessions away; only the peer gives one.
+        let had = self.has_session;
         self.look_at_session();
+        self.has_session &= had;
         result
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use super::sys;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
     socket,
@@ -24,6 +25,10 @@ pub enum KernelEvent {
         mtu: Option<u32>,
     },
     LinkGone {
+        index: u32,
+    },
+    /// It went to another network namespace.
+    LinkMoved {
         index: u32,
     },
     /// An address or a route came or went.
@@ -59,6 +64,28 @@ impl Monitor {
         })
     }
 
+    /// A subscription in the network namespace of a TUN, wherever that was moved to.
+    pub fn beside(tun: BorrowedFd<'_>) -> io::Result<Monitor> {
+        let namespace = sys::tun_namespace(tun)?;
+        // Entering a namespace concerns the calling thread only: one that is thrown away.
+        let entered = std::thread::spawn(move || {
+            nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            Monitor::new()
+        });
+        entered
+            .join()
+            .map_err(|_| io::Error::from_raw_os_error(libc::EIO))?
+    }
+
+    /// The index of a TUN in the namespace that is listened to.
+    pub fn index_of(&self, tun: BorrowedFd<'_>) -> io::Result<u32> {
+        sys::interface_index(self.fd.as_fd(), &sys::tun_name(tun)?)
+    }
+
+    pub fn has(&self, index: u32) -> bool {
+        sys::interface_exists(self.fd.as_fd(), index)
+    }
+
     /// Asks for the present state of interface `index`; the answer arrives as a [`KernelEvent::Link`].
     pub fn request_link(&self, index: u32) -> io::Result<()> {
         let mut body = [0; 16];
@@ -89,6 +116,8 @@ impl AsFd for Monitor {
 }
 
 const HEADER: usize = 16;
+const IFLA_NEW_NETNSID: u16 = 45;
+const IFLA_NEW_IFINDEX: u16 = 49;
 
 fn message(kind: u16, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + body.len());
@@ -149,14 +178,19 @@ fn parse(bytes: &[u8], event: &mut impl FnMut(KernelEvent)) {
                 let (Some(index), Some(flags)) = (u32_at(body, 4), u32_at(body, 8)) else {
                     continue;
                 };
+                let attributes = body.get(16..).unwrap_or_default();
                 if kind == libc::RTM_DELLINK {
-                    event(KernelEvent::LinkGone { index });
+                    let moved = [IFLA_NEW_NETNSID, IFLA_NEW_IFINDEX]
+                        .iter()
+                        .any(|kind| attribute(attributes, *kind).is_some());
+                    event(if moved {
+                        KernelEvent::LinkMoved { index }
+                    } else {
+                        KernelEvent::LinkGone { index }
+                    });
                     continue;
                 }
-                let mtu = body
-                    .get(16..)
-                    .and_then(|rest| attribute(rest, libc::IFLA_MTU))
-                    .and_then(|mtu| u32_at(mtu, 0));
+                let mtu = attribute(attributes, libc::IFLA_MTU).and_then(|mtu| u32_at(mtu, 0));
                 event(KernelEvent::Link {
                     index,
                     up: flags & libc::IFF_UP as u32 != 0,
@@ -171,41 +205,54 @@ fn parse(bytes: &[u8], event: &mut impl FnMut(KernelEvent)) {
     }
 }
 
-/// The interface by which the kernel would send from `local` to `remote` now; `None` if it would not.
-pub fn route_interface(remote: IpAddr, local: IpAddr, fwmark: u32) -> io::Result<Option<u32>> {
-    const RTA_DST: u16 = 1;
-    const RTA_SRC: u16 = 2;
-    const RTA_OIF: u16 = 4;
-    const RTA_MARK: u16 = 16;
-    let fd = route_socket(SockFlag::empty(), 0)?;
-    let (family, bits) = if remote.is_ipv4() {
-        (libc::AF_INET, 32)
-    } else {
-        (libc::AF_INET6, 128)
-    };
-    let mut body = vec![0; 12];
-    body[..3].copy_from_slice(&[family as u8, bits, bits]);
-    for (kind, address) in [(RTA_DST, remote), (RTA_SRC, local)] {
-        match address {
-            IpAddr::V4(v4) => put_attribute(&mut body, kind, &v4.octets()),
-            IpAddr::V6(v6) => put_attribute(&mut body, kind, &v6.octets()),
+/// Asks the kernel which way packets go.
+#[derive(Debug)]
+pub struct RouteQuery {
+    fd: OwnedFd,
+    fwmark: u32,
+}
+
+impl RouteQuery {
+    pub fn new(fwmark: u32) -> io::Result<RouteQuery> {
+        Ok(RouteQuery {
+            fd: route_socket(SockFlag::empty(), 0)?,
+            fwmark,
+        })
+    }
+
+    /// The interface by which the kernel would send from `local` to `remote`; `None` if it would not.
+    pub fn interface(&self, remote: IpAddr, local: IpAddr) -> io::Result<Option<u32>> {
+        const RTA_DST: u16 = 1;
+        const RTA_SRC: u16 = 2;
+        const RTA_OIF: u16 = 4;
+        const RTA_MARK: u16 = 16;
+        let (family, bits) = match remote {
+            IpAddr::V4(_) => (libc::AF_INET, 32),
+            IpAddr::V6(_) => (libc::AF_INET6, 128),
+        };
+        let mut body = vec![0; 12];
+        body[..3].copy_from_slice(&[family as u8, bits, bits]);
+        for (kind, address) in [(RTA_DST, remote), (RTA_SRC, local)] {
+            match address {
+                IpAddr::V4(v4) => put_attribute(&mut body, kind, &v4.octets()),
+                IpAddr::V6(v6) => put_attribute(&mut body, kind, &v6.octets()),
+            }
         }
+        if self.fwmark != 0 {
+            put_attribute(&mut body, RTA_MARK, &self.fwmark.to_ne_bytes());
+        }
+        send(
+            self.fd.as_raw_fd(),
+            &message(libc::RTM_GETROUTE, &body),
+            MsgFlags::empty(),
+        )?;
+        let mut buffer = [0; 4096];
+        let len = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        Ok(messages(&buffer[..len])
+            .find(|(kind, _)| *kind == libc::RTM_NEWROUTE)
+            .and_then(|(_, body)| attribute(body.get(12..)?, RTA_OIF))
+            .and_then(|oif| u32_at(oif, 0)))
     }
-    if fwmark != 0 {
-        put_attribute(&mut body, RTA_MARK, &fwmark.to_ne_bytes());
-    }
-    send(
-        fd.as_raw_fd(),
-        &message(libc::RTM_GETROUTE, &body),
-        MsgFlags::empty(),
-    )?;
-    let mut buffer = vec![0; 16 << 10];
-    let len = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-    let answer = messages(&buffer[..len])
-        .find(|(kind, _)| *kind == libc::RTM_NEWROUTE)
-        .and_then(|(_, body)| attribute(body.get(12..)?, RTA_OIF))
-        .and_then(|oif| u32_at(oif, 0));
-    Ok(answer)
 }
 
 fn put_attribute(body: &mut Vec<u8>, kind: u16, data: &[u8]) {
@@ -241,6 +288,27 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_moves_to_another_namespace_is_not_gone() {
+        let mut body = vec![0; 16];
+        body[4..8].copy_from_slice(&7_u32.to_ne_bytes());
+        let mut seen = vec![];
+        parse(&message(libc::RTM_DELLINK, &body), &mut |event| {
+            seen.push(event)
+        });
+        put_attribute(&mut body, IFLA_NEW_IFINDEX, &9_u32.to_ne_bytes());
+        parse(&message(libc::RTM_DELLINK, &body), &mut |event| {
+            seen.push(event)
+        });
+        assert_eq!(
+            seen,
+            [
+                KernelEvent::LinkGone { index: 7 },
+                KernelEvent::LinkMoved { index: 7 }
+            ]
+        );
+    }
+
+    #[test]
     fn cut_off_and_lying_messages_end_the_walk() {
         let whole = message(libc::RTM_DELLINK, &[0; 16]);
         for len in 0..whole.len() {
@@ -256,6 +324,7 @@ mod tests {
     #[test]
     fn the_route_to_loopback_leaves_by_loopback() {
         let local = "127.0.0.1".parse().unwrap();
-        assert_eq!(route_interface(local, local, 0).unwrap(), Some(1));
+        let query = RouteQuery::new(0).unwrap();
+        assert_eq!(query.interface(local, local).unwrap(), Some(1));
     }
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -34,6 +34,8 @@ const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
+const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 pub(crate) const IFF_ATTACH_QUEUE: libc::c_short = 0x0200;
 pub(crate) const IFF_DETACH_QUEUE: libc::c_short = 0x0400;
 
@@ -74,6 +76,57 @@ pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, flags: libc::c_uint) -> io::Re
 pub(crate) fn tun_set_vnet_header_size(fd: BorrowedFd<'_>, size: libc::c_int) -> io::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) }).map(drop)
+}
+
+/// The network namespace that a TUN is in now.
+pub(crate) fn tun_namespace(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: TUNGETDEVNETNS takes no argument.
+    let namespace = check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETDEVNETNS, 0) })?;
+    // SAFETY: the call made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
+}
+
+/// What a TUN is called now.
+pub(crate) fn tun_name(fd: BorrowedFd<'_>) -> io::Result<String> {
+    let mut request = interface_request("-")?;
+    // SAFETY: TUNGETIFF writes one ifreq, which outlives the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETIFF, &raw mut request) })?;
+    let name = request
+        .ifr_name
+        .iter()
+        .map(|byte| *byte as u8)
+        .take_while(|byte| *byte != 0);
+    Ok(String::from_utf8_lossy(&name.collect::<Vec<u8>>()).into_owned())
+}
+
+/// The index of an interface in the network namespace of `socket`.
+pub(crate) fn interface_index(socket: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    let mut request = interface_request(name)?;
+    // SAFETY: SIOCGIFINDEX reads and writes one ifreq, which outlives the call.
+    check(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCGIFINDEX as _,
+            &raw mut request,
+        )
+    })?;
+    // SAFETY: the call filled this field, and any bytes are valid for it.
+    Ok(unsafe { request.ifr_ifru.ifru_ifindex }.unsigned_abs())
+}
+
+/// Whether there is an interface with this index in the network namespace of `socket`.
+pub(crate) fn interface_exists(socket: BorrowedFd<'_>, index: u32) -> bool {
+    let Ok(mut request) = interface_request("-") else {
+        return true;
+    };
+    request.ifr_ifru.ifru_ifindex = index.cast_signed();
+    // SAFETY: SIOCGIFNAME reads and writes one ifreq, which outlives the call.
+    let found =
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut request) });
+    !matches!(
+        found.map_err(|error| error.raw_os_error()),
+        Err(Some(libc::ENODEV))
+    )
 }
 
 /// Sets a numeric attribute of an interface (`SIOCSIFMTU`, `SIOCSIFTXQLEN`).

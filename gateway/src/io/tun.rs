@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::{Offload, sys};
@@ -17,8 +17,9 @@ const TUN_F_TSO_ECN: u32 = 0x08;
 const TUN_F_USO4: u32 = 0x20;
 const TUN_F_USO6: u32 = 0x40;
 
-/// A superpacket counts as one: the kernel's default of 500 overflows while we encrypt one burst.
-const QUEUE_LENGTH: i32 = 2000;
+/// As the kernel's own WireGuard has: enough for a burst of small packets while one batch is
+/// sealed, and not a second of delay when the sender does not slow down.
+const QUEUE_LENGTH: i32 = 1000;
 /// What `ip link add type wireguard` and every other user-space WireGuard set.
 const DEFAULT_MTU: i32 = 1420;
 
@@ -50,8 +51,7 @@ pub struct Tun {
     pub name: String,
     pub index: u32,
     pub queues: Vec<TunQueue>,
-    /// Whether the kernel hands us TCP and UDP superpackets; what it takes from us is found out by writing.
-    pub tso: bool,
+    /// Whether the kernel hands us UDP superpackets; what it takes from us is found out by writing.
     pub uso: bool,
 }
 
@@ -91,7 +91,6 @@ impl Tun {
                 file: first,
                 attached: true,
             }],
-            tso: false,
             uso: false,
         };
         if multi {
@@ -129,17 +128,17 @@ impl Tun {
                 flags |= TUN_F_USO4 | TUN_F_USO6;
             }
             if sys::tun_set_offload(self.queues[0].as_fd(), flags).is_ok() {
-                (self.tso, self.uso) = (with_tso, with_uso);
-                break;
+                self.uso = with_uso;
+                if !with_tso || !with_uso {
+                    tracing::info!(
+                        interface = self.name,
+                        tso = with_tso,
+                        uso = with_uso,
+                        "TUN offloads limited"
+                    );
+                }
+                return Ok(());
             }
-        }
-        if !self.tso || !self.uso {
-            tracing::info!(
-                interface = self.name,
-                tso = self.tso,
-                uso = self.uso,
-                "TUN offloads limited"
-            );
         }
         Ok(())
     }
@@ -184,6 +183,11 @@ fn refused(name: &str, error: io::Error) -> TunError {
 }
 
 impl TunQueue {
+    /// Another descriptor of the same queue, for what is asked of the interface as a whole.
+    pub fn handle(&self) -> io::Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned()
+    }
+
     /// One frame: vnet header and packet. `None` when nothing waits.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match (&self.file).read(buffer) {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::Offload;
-use super::sys::{self, ReceiveBatch, SEND_BATCH, SendBatch};
+use super::sys::{self, ReceiveBatch, SendBatch};
 
 pub use super::sys::{Local, Message, Received};
 
@@ -70,9 +70,7 @@ impl SocketGroup {
             .port();
         let mut sockets = vec![first];
         sockets[0].share().map_err(failed("share"))?;
-        for index in 1..=threads {
-            let single = [without, &[Offload::UdpGro]].concat();
-            let without = if index == threads { &single } else { without };
+        for _ in 0..threads {
             let next = UdpSocket::open(without).map_err(failed("socket"))?;
             next.share().map_err(failed("share"))?;
             next.bind(port).map_err(failed("bind"))?;
@@ -249,9 +247,6 @@ impl Default for Sender {
 }
 
 impl Sender {
-    /// How many messages one call takes.
-    pub const BATCH: usize = SEND_BATCH;
-
     /// Sends a prefix of `messages`. An error concerns the first of them only.
     pub fn send(
         &mut self,
@@ -261,9 +256,7 @@ impl Sender {
     ) -> io::Result<Sent> {
         match self.0.send(socket.as_fd(), socket.dual, arena, messages) {
             Ok(count) => Ok(Sent::Some(count)),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {
-                Ok(Sent::Full)
-            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN)) => Ok(Sent::Full),
             Err(error) => Err(error),
         }
     }

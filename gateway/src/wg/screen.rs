@@ -18,7 +18,7 @@ use super::keys::{self, PublicKey};
 use super::limiter::SourceLimiter;
 use super::peers::Peers;
 use crate::data::index::thread_of;
-use crate::data::link::{Endpoint, receiver_index};
+use crate::data::link::Endpoint;
 use crate::data::mailbox::{Handshake, RawHandshake, Stray};
 use crate::data::thread::Shared;
 use crate::drops::{DropReason, Drops};
@@ -32,8 +32,12 @@ const LOAD: usize = WAITING / 8;
 const LOAD_LASTS: Duration = Duration::from_secs(1);
 /// Handshakes screened before the rest of control gets its turn.
 const TURN: usize = 64;
-/// A handshake message fits by far; anything longer is cut off and dropped.
-const SLOT: usize = 2048;
+/// As on the data sockets: the kernel merges what arrives before it picks a socket, so that this
+/// one must take merged datagrams too, or nothing is merged for remotes that hash to it.
+const SLOTS: usize = 4;
+const SLOT: usize = 64 << 10;
+/// Receives before the rest of control gets its turn.
+const RECEIVES: usize = 64;
 
 pub(crate) struct Screen {
     socket: Option<UdpSocket>,
@@ -61,7 +65,7 @@ impl Screen {
     pub(crate) fn new(drops: Arc<Drops>) -> Screen {
         Screen {
             socket: None,
-            inbox: Inbox::new(32, SLOT),
+            inbox: Inbox::new(SLOTS, SLOT),
             sender: Sender::default(),
             waiting: VecDeque::new(),
             keys: None,
@@ -147,21 +151,11 @@ impl Screen {
         else {
             return;
         };
-        for _ in 0..WAITING / inbox.slots() {
-            let Ok(count) = inbox.receive(socket) else {
-                return;
-            };
-            for index in 0..count {
-                match inbox.get(index) {
-                    // Reached us past the steering: its thread looks at it again.
-                    Some((received, datagram)) if datagram.first() == Some(&4) => {
-                        stray(shared, received, datagram)
-                    }
-                    Some((received, datagram)) => match RawHandshake::new(&received, datagram) {
-                        Some(raw) => enqueue(waiting, raw, drops),
-                        None => drops.count(DropReason::Malformed),
-                    },
-                    None => drops.count(DropReason::Malformed),
+        for _ in 0..RECEIVES {
+            let count = inbox.receive(socket).unwrap_or(0);
+            for (received, datagrams) in (0..count).filter_map(|index| inbox.get(index)) {
+                for datagram in datagrams.chunks(received.segment.max(1)) {
+                    take(waiting, &received, datagram, shared, drops);
                 }
             }
             if count < inbox.slots() {
@@ -241,6 +235,26 @@ impl Screen {
     }
 }
 
+fn take(
+    waiting: &mut VecDeque<RawHandshake>,
+    received: &Received,
+    datagram: &[u8],
+    shared: &Shared,
+    drops: &Drops,
+) {
+    if datagram.first() == Some(&4) {
+        // Reached us past the steering: its thread looks at it again.
+        if !Stray::pass_on(&shared.mailboxes, received, datagram) {
+            drops.count(DropReason::UnknownIndex);
+        }
+        return;
+    }
+    match RawHandshake::new(received, datagram) {
+        Some(raw) => enqueue(waiting, raw, drops),
+        None => drops.count(DropReason::Malformed),
+    }
+}
+
 fn enqueue(waiting: &mut VecDeque<RawHandshake>, raw: RawHandshake, drops: &Drops) {
     if waiting.len() < WAITING {
         waiting.push_back(raw);
@@ -283,17 +297,4 @@ fn pass_on(
     let taken = owner.handshakes.push(handshake);
     owner.wake();
     taken.map_err(|_| DropReason::HandshakeQueueFull)
-}
-
-fn stray(shared: &Shared, received: Received, datagram: &[u8]) {
-    let owner =
-        receiver_index(datagram, 4).and_then(|index| shared.mailboxes.get(thread_of(index)));
-    if let Some(owner) = owner {
-        // No room is a loss like any other on the network, and rarer.
-        let _ = owner.strays.push(Stray {
-            received,
-            datagram: datagram.into(),
-        });
-        owner.wake();
-    }
 }
