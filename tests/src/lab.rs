@@ -147,7 +147,7 @@ pub fn skip(test: &str, programs: &[&str]) -> bool {
 }
 
 /// Skips `test` where skipping is allowed and fails it where it is not.
-pub(crate) fn skip_or_fail(test: &str, why: &str) -> bool {
+pub fn skip_or_fail(test: &str, why: &str) -> bool {
     assert!(
         std::env::var_os("CAUSEWAY_SKIP_PRIVILEGED").is_some_and(|value| value == "1"),
         "{test} cannot run here: {why} (CAUSEWAY_SKIP_PRIVILEGED=1 skips such tests)"

@@ -5,8 +5,10 @@
 pub mod capture;
 pub mod echo;
 pub mod fuzz;
+pub mod hand;
 pub mod lab;
 pub mod relay;
+pub mod rival;
 pub mod shown;
 pub mod stream;
 pub mod subject;

@@ -43,6 +43,10 @@ pub struct Plan {
     pub outer_mtu: u16,
     pub inner_mtu: u16,
     pub preshared_key: bool,
+    /// Whether the far end is told where the near end is; if not, only the near end can begin.
+    pub far_knows: bool,
+    /// Of the near end, in seconds.
+    pub persistent_keepalive: Option<u16>,
 }
 
 impl Plan {
@@ -62,6 +66,8 @@ impl Plan {
             outer_mtu: 1500,
             inner_mtu: MTU,
             preshared_key: false,
+            far_knows: true,
+            persistent_keepalive: None,
         }
     }
 
@@ -99,17 +105,13 @@ impl Tunnel {
         let (left, right) = wire(&lab, plan.outer_mtu)?;
         let near = Device::launch(&left, &plan.near, NEAR_PORT, Keys::generate(&left)?)?;
         let far = Device::launch(&right, &plan.far, FAR_PORT, Keys::generate(&right)?)?;
-        near.peer(&far, Some(plan.far_outer()), "10.9.0.2/32,fd09::2/128")?;
-        far.peer(&near, Some(plan.near_outer()), "10.9.0.1/32,fd09::1/128")?;
+        introduce(&plan, &near, &far)?;
         let tunnel = Tunnel {
             near,
             far,
             plan,
             lab,
         };
-        if tunnel.plan.preshared_key {
-            tunnel.change_preshared_key()?;
-        }
         for (device, v4, v6) in [
             (&tunnel.near, NEAR_V4, NEAR_V6),
             (&tunnel.far, FAR_V4, FAR_V6),
@@ -166,6 +168,31 @@ impl Tunnel {
             },
         }
     }
+}
+
+/// Tells each end of the other in one go: one of the rivals ends when a peer it knows is changed.
+fn introduce(plan: &Plan, near: &Device, far: &Device) -> Result<()> {
+    let preshared = match plan.preshared_key {
+        true => format!(
+            "PresharedKey = {}",
+            near.namespace().run("wg", &["genpsk"])?
+        ),
+        false => String::new(),
+    };
+    let peer = |of: &Device, prefixes: &str, endpoint: Option<SocketAddr>| {
+        let endpoint = endpoint.map_or_else(String::new, |at| format!("Endpoint = {at}\n"));
+        let public = &of.keys().public;
+        format!("[Peer]\nPublicKey = {public}\nAllowedIPs = {prefixes}\n{endpoint}{preshared}")
+    };
+    let known = plan.far_knows.then(|| plan.near_outer());
+    let keepalive = plan
+        .persistent_keepalive
+        .map_or_else(String::new, |seconds| {
+            format!("PersistentKeepalive = {seconds}\n")
+        });
+    let of_far = peer(far, "10.9.0.2/32, fd09::2/128", Some(plan.far_outer()));
+    near.configure(&(of_far + &keepalive))?;
+    far.configure(&peer(near, "10.9.0.1/32, fd09::1/128", known))
 }
 
 /// Two namespaces with `eth0` on one wire and the outer addresses of both families.

@@ -16,11 +16,12 @@ use tests::wireguard::{Device, MTU};
 /// Moves the near end to `address` and `port`, and expects the far end to follow after one ping.
 fn moves(tunnel: &Tunnel, [from, to]: [&str; 2], port: u16) {
     let address: IpAddr = to.split('/').next().unwrap().parse().unwrap();
-    tunnel.left().address("eth0", to).unwrap();
+    // In this order: the first IPv4 address of a subnet takes the later ones with it.
     tunnel
         .left()
         .run("ip", &["address", "del", from, "dev", "eth0"])
         .unwrap();
+    tunnel.left().address("eth0", to).unwrap();
     tunnel
         .near
         .set(&["listen-port", &port.to_string()])
