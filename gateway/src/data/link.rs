@@ -70,6 +70,15 @@ pub struct LinkSpec {
     pub keepalive: u16,
 }
 
+/// Which way the last packet went. boringtun tells times apart by its ticks only, and what it does
+/// after a silence hangs on whether something came after something went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    In,
+    Out,
+    Handshake,
+}
+
 /// What a link works with during one call.
 pub struct Work<'a> {
     pub outbox: &'a mut Outbox,
@@ -90,6 +99,7 @@ pub struct Link {
     predecessor: Option<(Box<Tunnel>, Duration)>,
     staging: Staging,
     last_traffic: Duration,
+    last_way: Way,
     awake_until: Duration,
 }
 
@@ -110,6 +120,7 @@ impl Link {
             predecessor: None,
             staging: Staging::default(),
             last_traffic: Duration::ZERO,
+            last_way: Way::Handshake,
             awake_until: Duration::ZERO,
             spec,
         })
@@ -176,9 +187,8 @@ impl Link {
     pub fn start(&mut self, work: &mut Work<'_>) {
         if self.spec.keepalive > 0 {
             self.send_keepalive(work);
-        } else if !self.staging.is_empty() {
-            self.initiate(work);
         }
+        self.tick(work);
     }
 
     /// The interface went down, or our own key changed: every session is gone, every handshake too.
@@ -235,7 +245,7 @@ impl Link {
 
     /// Seals and queues every packet of a superpacket; without a session they wait for one.
     pub fn transmit(&mut self, segments: &mut Segments<'_>, work: &mut Work<'_>) {
-        self.tick_before_use(work);
+        self.tick_before(Way::Out, work);
         let mark = ecn::outer_for(segments.ecn());
         let Some(to) = self.endpoint else {
             return work
@@ -296,7 +306,7 @@ impl Link {
         let (Some(to), Some(_)) = (self.endpoint, work.socket) else {
             return;
         };
-        self.tick_before_use(work);
+        self.last_way = Way::Handshake;
         self.awake_until = work.now + FORGET_AFTER;
         let tunnel = self.successor.as_mut().unwrap_or(&mut self.current);
         let bytes = tunnel.initiate(&to, work);
@@ -307,7 +317,7 @@ impl Link {
         let (Some(to), Some(_)) = (self.endpoint, work.socket) else {
             return;
         };
-        self.tick_before_use(work);
+        self.tick_before(Way::Out, work);
         if self.current.has_session {
             let bytes = self.seal(&[], &to, 0, work);
             self.sent(bytes, work.now);
@@ -332,7 +342,7 @@ impl Link {
 
     /// A handshake message that passed control's screen.
     pub fn handshake(&mut self, datagram: &[u8], from: &Endpoint, work: &mut Work<'_>) {
-        self.tick_before_use(work);
+        self.tick_before(Way::Handshake, work);
         self.awake_until = work.now + FORGET_AFTER;
         let receiver = handshake_receiver(datagram);
         let answers = datagram.first() == Some(&2);
@@ -469,12 +479,15 @@ impl Link {
 
     /// Whether time alone can make this link do something.
     pub fn is_awake(&self, now: Duration) -> bool {
-        now < self.awake_until || self.spec.keepalive > 0
+        now < self.awake_until || self.spec.keepalive > 0 || !self.staging.is_empty()
     }
 
-    /// After a stop (SIGSTOP, suspend) a key may be older than it may be used.
-    pub fn tick_before_use(&mut self, work: &mut Work<'_>) {
-        if work.now.saturating_sub(self.current.ticked) > TICK_BEFORE_USE {
+    /// Before packets go another way than the last did; and after a stop (SIGSTOP, suspend), when
+    /// a key may be older than it may be used.
+    pub fn tick_before(&mut self, way: Way, work: &mut Work<'_>) {
+        let turned = self.last_way != way || way == Way::Handshake;
+        self.last_way = way;
+        if turned || work.now.saturating_sub(self.current.ticked) > TICK_BEFORE_USE {
             self.tick(work);
         }
     }
@@ -493,10 +506,10 @@ impl Link {
                 .drops
                 .add(DropReason::StagingGivenUp, self.staging.clear()),
         }
-        if let Some(successor) = self.successor.as_mut() {
-            if let Ok(Ticked::Sent(bytes)) = successor.tick(to.as_ref(), true, work) {
-                sent += bytes;
-            }
+        if let Some(successor) = self.successor.as_mut()
+            && let Ok(Ticked::Sent(bytes)) = successor.tick(to.as_ref(), true, work)
+        {
+            sent += bytes;
         }
         if self
             .predecessor

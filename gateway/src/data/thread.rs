@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::index::{IndexTable, TunnelIndex, thread_of};
 use super::inward::Inward;
-use super::link::{Endpoint, Link, OVERHEAD, Work, handshake_receiver, receiver_index};
+use super::link::{Endpoint, Link, OVERHEAD, Way, Work, handshake_receiver, receiver_index};
 use super::mailbox::{Command, ControlInbox, Frame, Handshake, Mailbox, RawHandshake, Stray};
 use super::outbox::Outbox;
 use super::snapshot::{LinkPlace, Snapshot};
@@ -582,7 +582,7 @@ impl DataThread {
             .inward
             .room(datagram.len())
             .ok_or(DropReason::Malformed)?;
-        link.tick_before_use(&mut work);
+        link.tick_before(Way::In, &mut work);
         let len = link.open(datagram, from, room, &mut work)?;
         if len == 0 {
             return Ok(());

@@ -27,6 +27,7 @@ pub(super) struct Heard {
     pub(super) link: Option<(bool, Option<u32>)>,
     pub(super) gone: bool,
     moved: bool,
+    routes: bool,
     overrun: bool,
 }
 
@@ -53,19 +54,12 @@ impl Watch {
     /// Everything told since the last call.
     pub(super) fn hear(&mut self) -> io::Result<Heard> {
         let mut heard = Heard::default();
-        let is_away = self.away.is_some();
-        let (index, routes) = (self.index, &mut self.routes_changed);
-        self.home.read(|event| match event {
-            KernelEvent::Routes => *routes = true,
-            KernelEvent::Overrun => (*routes, heard.overrun) = (true, true),
-            event if !is_away => heard.note(index, event),
-            _ => {}
-        })?;
+        // Once it is away, what home tells of links concerns others that have its old index.
+        let at_home = self.away.is_none().then_some(self.index);
+        self.home.read(|event| heard.note(at_home, event))?;
+        self.routes_changed |= heard.routes;
         if let Some(away) = &mut self.away {
-            away.read(|event| match event {
-                KernelEvent::Overrun => heard.overrun = true,
-                event => heard.note(index, event),
-            })?;
+            away.read(|event| heard.note(Some(self.index), event))?;
         }
         if heard.moved {
             self.follow();
@@ -109,16 +103,18 @@ impl Watch {
 }
 
 impl Heard {
-    fn note(&mut self, index: u32, event: KernelEvent) {
+    fn note(&mut self, ours: Option<u32>, event: KernelEvent) {
         match event {
-            KernelEvent::Link { index: of, up, mtu } if of == index => self.link = Some((up, mtu)),
-            KernelEvent::LinkGone { index: of } if of == index => self.gone = true,
-            KernelEvent::LinkMoved { index: of } if of == index => self.moved = true,
+            KernelEvent::Link { index, up, mtu } if ours == Some(index) => {
+                self.link = Some((up, mtu))
+            }
+            KernelEvent::LinkGone { index } if ours == Some(index) => self.gone = true,
+            KernelEvent::LinkMoved { index } if ours == Some(index) => self.moved = true,
             KernelEvent::Link { .. }
             | KernelEvent::LinkGone { .. }
-            | KernelEvent::LinkMoved { .. }
-            | KernelEvent::Routes
-            | KernelEvent::Overrun => {}
+            | KernelEvent::LinkMoved { .. } => {}
+            KernelEvent::Routes => self.routes = true,
+            KernelEvent::Overrun => (self.routes, self.overrun) = (true, true),
         }
     }
 }
