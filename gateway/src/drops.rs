@@ -32,6 +32,8 @@ reasons! {
     NoEndpoint = "no_endpoint",
     /// The peer's public key is low-order: it is listed, but nothing is ever sent to it.
     LowOrderKey = "low_order_key",
+    /// From the TUN: our own datagram, since the route to a peer's endpoint leads into the tunnel.
+    Loop = "loop",
     /// The interface has no private key yet.
     NoPrivateKey = "no_private_key",
     /// There is no session yet and the staging room is full; the oldest went.

@@ -148,7 +148,7 @@ impl Control {
     fn start(options: Options, tun: Tun, inbox: Arc<ControlInbox>) -> Result<Control, WgError> {
         let count = tun.queues.len();
         let mailboxes: io::Result<Vec<Mailbox>> = (0..count).map(|_| Mailbox::new()).collect();
-        let empty = Snapshot::new(std::iter::empty(), Vec::new(), DEFAULT_MTU);
+        let empty = Snapshot::new(std::iter::empty(), Vec::new(), DEFAULT_MTU, None);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::from_pointee(empty)),
             mailboxes: mailboxes.map_err(failed("make event counters"))?.into(),
@@ -409,12 +409,15 @@ impl Control {
         for (mailbox, socket) in self.shared.mailboxes.iter().zip(group.data) {
             mailbox.command(Command::Socket(Some(socket)));
         }
+        self.publish();
     }
 
     fn publish(&mut self) {
-        self.shared
-            .snapshot
-            .store(Arc::new(self.peers.snapshot(&self.device, self.mtu)));
+        self.shared.snapshot.store(Arc::new(self.peers.snapshot(
+            &self.device,
+            self.mtu,
+            self.port,
+        )));
         self.peers.attach_queues(&self.shared);
     }
 

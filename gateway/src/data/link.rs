@@ -488,11 +488,12 @@ impl Link {
         let turned = self.last_way != way || way == Way::Handshake;
         self.last_way = way;
         if turned || work.now.saturating_sub(self.current.ticked) > TICK_BEFORE_USE {
-            self.tick(work);
+            self.run_timers(work);
         }
     }
 
-    pub fn tick(&mut self, work: &mut Work<'_>) {
+    /// boringtun's timers, and nothing that would call for them again.
+    fn run_timers(&mut self, work: &mut Work<'_>) {
         let to = self.endpoint;
         let mut sent = 0;
         // While a successor waits, the old preshared key must make no further session.
@@ -520,6 +521,10 @@ impl Link {
             work.table.release(old.index);
         }
         self.sent(sent, work.now);
+    }
+
+    pub fn tick(&mut self, work: &mut Work<'_>) {
+        self.run_timers(work);
         if !self.current.has_session && !self.staging.is_empty() {
             // An initiation that crossed one of the peer's is forgotten by boringtun.
             self.initiate(work);

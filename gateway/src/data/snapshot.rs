@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub owners: Vec<Owner>,
     /// The interface's MTU: padding does not go above it.
     pub mtu: usize,
+    /// Our port, where nothing but us keeps our datagrams out of the tunnel: a firewall mark would.
+    pub own_port: Option<u16>,
 }
 
 impl Snapshot {
@@ -37,6 +39,7 @@ impl Snapshot {
         prefixes: impl Iterator<Item = (IpNetwork, OwnerId)>,
         owners: Vec<Owner>,
         mtu: usize,
+        own_port: Option<u16>,
     ) -> Snapshot {
         let mut table = IpNetworkTable::new();
         for (prefix, owner) in prefixes {
@@ -46,6 +49,7 @@ impl Snapshot {
             prefixes: table,
             owners,
             mtu,
+            own_port,
         }
     }
 

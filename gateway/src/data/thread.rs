@@ -362,6 +362,9 @@ impl DataThread {
             return self.drops.count(DropReason::VnetHeader);
         };
         let packet_len = len - VnetHeader::LEN;
+        if self.is_own_datagram(slot, &frame[VnetHeader::LEN..len]) {
+            return self.drops.count(DropReason::Loop);
+        }
         let mut segments = match Segments::new(header, &mut frame[VnetHeader::LEN..], packet_len) {
             Ok(segments) => segments,
             Err(reason) => return self.drops.count(reason),
@@ -372,6 +375,19 @@ impl DataThread {
             Some(Some(_)) => self.refuse(DropReason::NoEndpoint, &frame[VnetHeader::LEN..len]),
             _ => self.drops.count(DropReason::NoPeer),
         }
+    }
+
+    /// Whether this is what we sent to the peer of this link, on its way to be sent there again.
+    fn is_own_datagram(&mut self, slot: u32, packet: &[u8]) -> bool {
+        let Some(own_port) = self.snapshot.load().own_port else {
+            return false;
+        };
+        let link = self.links.get(slot as usize).and_then(Option::as_ref);
+        let Some(remote) = link.and_then(|link| link.remote()) else {
+            return false;
+        };
+        address::destination(packet) == Some(remote.ip())
+            && address::udp_ports(packet) == Some((own_port, remote.port()))
     }
 
     /// Gives a frame to the thread that owns its link, buffer and all.

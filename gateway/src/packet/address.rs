@@ -1,6 +1,8 @@
-//! Where a packet comes from and goes to, read without looking at anything else of it.
+//! Where a packet comes from and goes to.
 
 use std::net::IpAddr;
+
+use super::headers::{Fragment, Headers, PROTOCOL_UDP};
 
 /// `None` if it is neither IPv4 nor IPv6, or shorter than its header.
 pub fn source(packet: &[u8]) -> Option<IpAddr> {
@@ -10,6 +12,17 @@ pub fn source(packet: &[u8]) -> Option<IpAddr> {
 /// `None` if it is neither IPv4 nor IPv6, or shorter than its header.
 pub fn destination(packet: &[u8]) -> Option<IpAddr> {
     address(packet, 16, 24)
+}
+
+/// Source and destination port of a UDP packet that has them.
+pub fn udp_ports(packet: &[u8]) -> Option<(u16, u16)> {
+    let headers = Headers::parse(packet)?;
+    let begins = matches!(headers.fragment, Fragment::Whole | Fragment::First);
+    if headers.protocol != PROTOCOL_UDP || !begins {
+        return None;
+    }
+    let [a, b, c, d] = *packet.get(headers.header_length..)?.first_chunk::<4>()?;
+    Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
 }
 
 fn address(packet: &[u8], v4_at: usize, v6_at: usize) -> Option<IpAddr> {
@@ -41,6 +54,18 @@ mod tests {
         (v6[0], v6[23], v6[39]) = (0x60, 1, 2);
         assert_eq!(source(&v6), Some("::1".parse().unwrap()));
         assert_eq!(destination(&v6), Some("::2".parse().unwrap()));
+    }
+
+    #[test]
+    fn ports_are_read_of_udp_only_and_not_of_later_fragments() {
+        let mut packet = [0; 28];
+        packet[..10].copy_from_slice(&[0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17]);
+        packet[20..28].copy_from_slice(&[0xca, 0x6c, 0, 53, 0, 8, 0, 0]);
+        assert_eq!(udp_ports(&packet), Some((51820, 53)));
+        packet[7] = 1;
+        assert_eq!(udp_ports(&packet), None);
+        (packet[7], packet[9]) = (0, 6);
+        assert_eq!(udp_ports(&packet), None);
     }
 
     #[test]

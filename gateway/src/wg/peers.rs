@@ -240,7 +240,7 @@ impl Peers {
     }
 
     /// The configuration as the data threads see it.
-    pub(crate) fn snapshot(&self, device: &Device, mtu: usize) -> Snapshot {
+    pub(crate) fn snapshot(&self, device: &Device, mtu: usize, port: Option<u16>) -> Snapshot {
         let mut ids = HashMap::with_capacity(device.peers.len());
         let mut owners = Vec::with_capacity(device.peers.len());
         for key in device.peers.keys() {
@@ -256,7 +256,7 @@ impl Peers {
             let network = IpNetwork::new(prefix.addr(), prefix.len()).ok()?;
             Some((network, *ids.get(key)?))
         });
-        Snapshot::new(prefixes, owners, mtu)
+        Snapshot::new(prefixes, owners, mtu, port.filter(|_| device.fwmark == 0))
     }
 
     /// Threads without peers leave the kernel's choice of queues, so that no packet has to be
