@@ -93,6 +93,11 @@ impl IndexTable {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.link.is_some()).count()
+    }
+
     fn slot(index: TunnelIndex) -> usize {
         ((index.0 >> THREAD_BITS) & ((1 << SLOT_BITS) - 1)) as usize
     }

@@ -552,3 +552,8 @@ pub fn receiver_index(datagram: &[u8], at: usize) -> Option<u32> {
         .first_chunk()
         .map(|bytes| u32::from_le_bytes(*bytes))
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(super) mod wire;

@@ -34,6 +34,14 @@ struct Piecemeal {
     until: Duration,
 }
 
+/// One datagram as it would leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    pub to: Endpoint,
+    pub ecn: u8,
+    pub bytes: Vec<u8>,
+}
+
 pub struct Outbox {
     arena: Vec<u8>,
     /// Bytes of the arena in use.
@@ -137,6 +145,25 @@ impl Outbox {
             }
         }
         self.clear();
+    }
+
+    /// Takes out what waits, for those who stand in for the network: tests and fuzz targets.
+    pub fn take(&mut self) -> Vec<Datagram> {
+        let mut taken = Vec::new();
+        for message in &self.messages[self.sent..] {
+            let to = Endpoint {
+                remote: message.to,
+                local: message.local,
+            };
+            let sealed = &self.arena[message.at..message.at + message.len];
+            taken.extend(sealed.chunks(message.segment).map(|bytes| Datagram {
+                to,
+                ecn: message.ecn,
+                bytes: bytes.to_vec(),
+            }));
+        }
+        self.clear();
+        taken
     }
 
     fn clear(&mut self) {

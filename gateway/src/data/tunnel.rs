@@ -211,3 +211,6 @@ fn open_failure(error: &WireGuardError) -> DropReason {
         _ => DropReason::Malformed,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,6 +124,12 @@ pub(crate) fn any_socket() -> io::Result<OwnedFd> {
 }
 
 impl UdpSocket {
+    /// A socket without a port, for links that tests and fuzz targets try without a network: to a
+    /// link the interface is up, and nothing arrives.
+    pub fn unbound() -> io::Result<UdpSocket> {
+        UdpSocket::open(&[])
+    }
+
     fn open(without: &[Offload]) -> io::Result<UdpSocket> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (fd, dual) = match socket(AddressFamily::Inet6, SockType::Datagram, flags, None) {
