@@ -198,6 +198,26 @@ fn a_keepalive_that_begins_is_sent_at_once_and_a_changed_one_is_not() {
     only(&mut silent.a, HANDSHAKE);
 }
 
+#[test]
+fn a_keepalive_is_due_after_silence_either_way_and_traffic_puts_it_off() {
+    let mut wire = Wire::connected();
+    wire.a
+        .act(wire.now, |link, work| link.set_keepalive(10, work));
+    wire.settle();
+    wire.now += Duration::from_secs(6);
+    wire.b.send(&packet(1, 100), wire.now);
+    wire.settle();
+    wire.now += Duration::from_secs(6);
+    wire.a.act(wire.now, |link, work| link.tick(work));
+    assert!(
+        wire.a.sent().is_empty(),
+        "something was heard six seconds ago"
+    );
+    wire.now += Duration::from_secs(4);
+    wire.a.act(wire.now, |link, work| link.tick(work));
+    assert_eq!(only(&mut wire.a, DATA).bytes.len(), OVERHEAD);
+}
+
 // ---- where the peer is ------------------------------------------------------------------------
 
 #[test]
