@@ -351,14 +351,12 @@ impl Link {
         } else {
             *from
         };
-        let newest = self.successor.as_mut().unwrap_or(&mut self.current);
-        let tunnel = match receiver.map(TunnelIndex::of) {
-            // Initiations do not depend on the preshared key, their answers do: the newest answers.
-            None => newest,
-            Some(index) if newest.index == index => newest,
-            Some(index) if self.current.index == index => &mut self.current,
-            Some(_) => return work.drops.count(DropReason::UnknownIndex),
-        };
+        // Initiations do not depend on the preshared key, their answers do: the newest answers. An
+        // answer to an older one would make a session under a key that was changed since.
+        let tunnel = self.successor.as_mut().unwrap_or(&mut self.current);
+        if receiver.is_some_and(|receiver| TunnelIndex::of(receiver) != tunnel.index) {
+            return work.drops.count(DropReason::UnknownIndex);
+        }
         let index = tunnel.index;
         let Some(room) = room(work) else { return };
         match tunnel.tunn.decapsulate(None, datagram, room) {

@@ -399,6 +399,24 @@ fn any_number_of_changes_of_the_preshared_key_leave_no_index_behind() {
     assert_eq!(table.in_use(), 0);
 }
 
+#[test]
+fn an_answer_under_the_old_preshared_key_makes_no_session_once_it_was_changed() {
+    let mut wire = connected_with_old_key();
+    wire.a.act(wire.now, |link, work| link.initiate(work));
+    let initiation = only(&mut wire.a, HANDSHAKE);
+    wire.b.hear(&initiation.bytes, wire.a.at, wire.now).unwrap();
+    let answer = only(&mut wire.b, ANSWER);
+    set_preshared_key(&mut wire.a, NEW, wire.now);
+    only(&mut wire.a, HANDSHAKE);
+    wire.a.hear(&answer.bytes, wire.b.at, wire.now).unwrap();
+    assert!(
+        wire.a.sent().is_empty(),
+        "nothing proves the session to the peer"
+    );
+    assert_eq!(wire.a.drops.get(DropReason::UnknownIndex), 1);
+    assert_eq!(wire.carries(), BOTH);
+}
+
 // ---- private key, down, removal ---------------------------------------------------------------
 
 #[test]
