@@ -226,6 +226,7 @@ impl Link {
             return;
         };
         let in_use = self.current.has_session;
+        let trying = self.current.initiation.is_some();
         let waiting = self.successor.take();
         let unused = if in_use {
             self.successor = Some(fresh);
@@ -236,7 +237,7 @@ impl Link {
         for tunnel in [waiting, unused].into_iter().flatten() {
             work.table.release(tunnel.index);
         }
-        if in_use {
+        if in_use || trying {
             self.initiate(work);
         }
     }

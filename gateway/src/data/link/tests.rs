@@ -417,6 +417,25 @@ fn an_answer_under_the_old_preshared_key_makes_no_session_once_it_was_changed() 
     assert_eq!(wire.carries(), BOTH);
 }
 
+#[test]
+fn a_preshared_key_put_right_sends_at_once_what_waited_for_it() {
+    let mut wire = Wire::with_preshared_key(OLD);
+    set_preshared_key(&mut wire.b, NEW, wire.now);
+    wire.a.send(&packet(1, 100), wire.now);
+    wire.settle();
+    assert!(wire.b.opened.is_empty());
+    set_preshared_key(&mut wire.a, NEW, wire.now);
+    wire.settle();
+    assert_eq!(wire.b.opened, [packet(1, 100)]);
+}
+
+#[test]
+fn a_preshared_key_set_where_nothing_waits_sends_nothing() {
+    let mut wire = Wire::new();
+    set_preshared_key(&mut wire.a, NEW, wire.now);
+    assert!(wire.a.sent().is_empty());
+}
+
 // ---- private key, down, removal ---------------------------------------------------------------
 
 #[test]
