@@ -359,10 +359,16 @@ impl Link {
             return work.drops.count(DropReason::UnknownIndex);
         }
         let index = tunnel.index;
+        if receiver.is_none() {
+            tunnel.spare_sessions();
+        }
         let Some(room) = room(work) else { return };
         match tunnel.tunn.decapsulate(None, datagram, room) {
             TunnResult::WriteToNetwork(answer) => {
                 let len = answer.len();
+                if receiver.is_none() {
+                    tunnel.note_made(answer);
+                }
                 work.outbox.commit(&to, 0, len);
                 self.spec
                     .shared

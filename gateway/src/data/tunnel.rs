@@ -9,7 +9,7 @@ use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::index::{IndexTable, TunnelIndex};
-use super::link::{Endpoint, LinkSpec, Work};
+use super::link::{Endpoint, LinkSpec, Work, receiver_index};
 use crate::drops::DropReason;
 
 const INITIATION: usize = 148;
@@ -21,6 +21,9 @@ const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// over no answer would ever match; after some tries they are spaced wider.
 const REKEY_TIMEOUT_SLOW: Duration = Duration::from_secs(10);
 const QUICK_TRIES: u32 = 4;
+/// `Tunn` holds this many sessions, each in the place that the low bits of its index say.
+const SESSIONS: u32 = 8;
+
 /// One `Tunn` and what we have to know of it, since it does not tell.
 pub(super) struct Tunnel {
     pub(super) tunn: Tunn,
@@ -28,6 +31,8 @@ pub(super) struct Tunnel {
     pub(super) has_session: bool,
     /// The last receiver indexes that proved to be in use, the newest first.
     confirmed: [u32; 4],
+    /// The index of the last handshake message made; the next one has the next.
+    made: u32,
     pub(super) initiation: Option<Initiation>,
     pub(super) ticked: Duration,
     /// Sealed under the present key.
@@ -73,6 +78,7 @@ impl Tunnel {
             index,
             has_session: false,
             confirmed: [0; 4],
+            made: 0,
             initiation: None,
             ticked: now,
             messages: 0,
@@ -87,6 +93,32 @@ impl Tunnel {
         self.confirmed.rotate_right(1);
         self.confirmed[0] = receiver;
         true
+    }
+
+    /// Before an initiation is answered: the session that this makes, which the peer may never prove,
+    /// must not take the place of one in use. An index that would is passed over, by an initiation
+    /// that is made and thrown away.
+    pub(super) fn spare_sessions(&mut self) {
+        let in_use = [self.confirmed[0], self.confirmed[1]];
+        let mut thrown_away = [0; INITIATION];
+        while self.has_session
+            && in_use
+                .iter()
+                .any(|used| used % SESSIONS == self.made.wrapping_add(1) % SESSIONS)
+        {
+            let made = self
+                .tunn
+                .format_handshake_initiation(&mut thrown_away, true);
+            let TunnResult::WriteToNetwork(message) = made else {
+                return;
+            };
+            self.note_made(message);
+        }
+    }
+
+    /// Notes the index in a handshake message that the `Tunn` made.
+    pub(super) fn note_made(&mut self, message: &[u8]) {
+        self.made = receiver_index(message, 4).unwrap_or_default();
     }
 
     pub(super) fn look_at_session(&mut self) {
@@ -112,6 +144,7 @@ impl Tunnel {
                 let len = datagram.len();
                 let initiates = len == INITIATION;
                 if initiates {
+                    self.note_made(datagram);
                     self.note_initiation(work.now);
                 }
                 match to {
@@ -183,6 +216,7 @@ impl Tunnel {
             return 0;
         };
         let len = datagram.len();
+        self.note_made(datagram);
         work.outbox.commit(to, 0, len);
         self.note_initiation(work.now);
         len as u64

@@ -108,6 +108,23 @@ fn the_responder_waits_for_the_proof_whatever_number_the_session_has() {
 }
 
 #[test]
+fn initiations_whose_answers_never_arrive_leave_the_session_in_use() {
+    let mut wire = Wire::connected();
+    // The peer with another preshared key: what it makes of our answers is no session.
+    let mut twin = Side::new(1, 2, NEW);
+    for _ in 0..20 {
+        wire.now += RETRY;
+        twin.send(&packet(1, 100), wire.now);
+        let initiation = only(&mut twin, HANDSHAKE);
+        wire.b.hear(&initiation.bytes, wire.a.at, wire.now).unwrap();
+        let answer = only(&mut wire.b, ANSWER);
+        twin.hear(&answer.bytes, wire.b.at, wire.now).unwrap();
+        assert_eq!(wire.carries(), BOTH);
+    }
+    assert_eq!(twin.drops.get(DropReason::HandshakeRejected), 20);
+}
+
+#[test]
 fn an_unanswered_initiation_is_repeated_after_five_seconds_and_not_before() {
     let mut wire = Wire::new();
     wire.a.send(&packet(1, 100), wire.now);
