@@ -122,7 +122,7 @@ impl Outbox {
     /// Sends what waits, as far as the socket takes it.
     pub fn flush(&mut self, socket: Option<&UdpSocket>, now: Duration, drops: &Drops) {
         let Some(socket) = socket else {
-            drops.add(DropReason::InterfaceDown, self.messages.len() as u64);
+            drops.add(DropReason::InterfaceDown, self.waiting_datagrams());
             self.clear();
             return;
         };
@@ -145,6 +145,11 @@ impl Outbox {
             }
         }
         self.clear();
+    }
+
+    fn waiting_datagrams(&self) -> u64 {
+        let waiting = &self.messages[self.sent..];
+        waiting.iter().map(|message| count(message) as u64).sum()
     }
 
     /// Takes out what waits, for those who stand in for the network: tests and fuzz targets.
@@ -182,8 +187,7 @@ impl Outbox {
             self.flush(Some(socket), now, drops);
         }
         if self.full {
-            let lost: usize = self.messages[self.sent..].iter().map(count).sum();
-            drops.add(DropReason::SendFull, lost as u64);
+            drops.add(DropReason::SendFull, self.waiting_datagrams());
             self.clear();
         }
     }
@@ -394,6 +398,18 @@ mod tests {
         outbox.cut_up(SEGMENTS_OLD);
         outbox.refused(&refusal, now, &Drops::default());
         assert_eq!(outbox.pieces_at_once(&outbox.messages[0], now), 1);
+    }
+
+    #[test]
+    fn without_a_socket_every_datagram_is_counted() {
+        let mut outbox = Outbox::new(true);
+        let drops = Drops::default();
+        for len in [100, 100, 40, 60] {
+            put(&mut outbox, 1, 0, len);
+        }
+        outbox.flush(None, Duration::ZERO, &drops);
+        assert_eq!(drops.get(DropReason::InterfaceDown), 4);
+        assert!(outbox.take().is_empty());
     }
 
     #[test]
