@@ -20,6 +20,7 @@ use super::peers::Peers;
 use crate::data::index::thread_of;
 use crate::data::link::Endpoint;
 use crate::data::mailbox::{Handshake, RawHandshake, Stray};
+use crate::data::snapshot::LinkPlace;
 use crate::data::thread::Shared;
 use crate::drops::{DropReason, Drops};
 use crate::io::boottime;
@@ -38,6 +39,7 @@ const SLOTS: usize = 4;
 const SLOT: usize = 64 << 10;
 /// Receives before the rest of control gets its turn.
 const RECEIVES: usize = 64;
+const COOKIE_REPLY: usize = 64;
 
 pub(crate) struct Screen {
     socket: Option<UdpSocket>,
@@ -59,6 +61,19 @@ struct Keys {
     open: Arc<RateLimiter>,
     /// Always demands one.
     strict: RateLimiter,
+}
+
+/// What becomes of a handshake message.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// For this thread; an initiation also for this slot of it.
+    Passed {
+        slot: Option<u32>,
+        thread: usize,
+    },
+    /// Its sender has to show first that it hears us, by the cookie in this reply.
+    Demanded([u8; COOKIE_REPLY]),
+    Refused(DropReason),
 }
 
 impl Screen {
@@ -171,8 +186,25 @@ impl Screen {
         peers: &Peers,
         shared: &Shared,
     ) -> Result<(), DropReason> {
+        match self.judge(raw, now, |key| peers.linked(key)) {
+            Verdict::Passed { slot, thread } => pass_on(raw, slot, thread, shared),
+            Verdict::Demanded(cookie) => {
+                self.reply(&raw.from, &cookie);
+                Err(DropReason::HandshakeCookie)
+            }
+            Verdict::Refused(reason) => Err(reason),
+        }
+    }
+
+    /// What is to become of a message. Pure but for the limiter's memory of sources.
+    fn judge(
+        &mut self,
+        raw: &RawHandshake,
+        now: Duration,
+        linked: impl Fn(&PublicKey) -> Option<LinkPlace>,
+    ) -> Verdict {
         let Some(keys) = &self.keys else {
-            return Err(DropReason::HandshakeUnknownPeer);
+            return Verdict::Refused(DropReason::HandshakeUnknownPeer);
         };
         let under_load = now < self.load_until;
         let limiter = if under_load {
@@ -180,42 +212,20 @@ impl Screen {
         } else {
             &*keys.open
         };
-        let mut reply = [0; 64];
+        let mut reply = [0; COOKIE_REPLY];
         let source = cookie_address(&self.cookie_hash, raw.from.remote);
         let packet = match limiter.verify_packet(Some(source), raw.bytes(), &mut reply) {
             Ok(packet) => packet,
-            Err(TunnResult::WriteToNetwork(cookie)) => {
-                let len = cookie.len();
-                self.reply(&raw.from, &reply[..len]);
-                return Err(DropReason::HandshakeCookie);
-            }
+            Err(TunnResult::WriteToNetwork(_)) => return Verdict::Demanded(reply),
             Err(TunnResult::Err(WireGuardError::InvalidMac)) => {
-                return Err(DropReason::HandshakeMac);
+                return Verdict::Refused(DropReason::HandshakeMac);
             }
-            Err(_) => return Err(DropReason::Malformed),
+            Err(_) => return Verdict::Refused(DropReason::Malformed),
         };
         if under_load && !self.sources.allows(raw.from.remote.ip(), now) {
-            return Err(DropReason::HandshakeLimited);
+            return Verdict::Refused(DropReason::HandshakeLimited);
         }
-        match packet {
-            Packet::HandshakeInit(initiation) => {
-                refuse_low_order(raw.bytes(), 8)?;
-                let half = parse_handshake_anon(&keys.private, &keys.public, &initiation)
-                    .map_err(|_| DropReason::HandshakeRejected)?;
-                let place = peers
-                    .linked(&PublicKey(half.peer_static_public))
-                    .ok_or(DropReason::HandshakeUnknownPeer)?;
-                pass_on(raw, Some(place.slot), place.thread as usize, shared)
-            }
-            Packet::HandshakeResponse(response) => {
-                refuse_low_order(raw.bytes(), 12)?;
-                pass_on(raw, None, thread_of(response.receiver_idx), shared)
-            }
-            Packet::PacketCookieReply(reply) => {
-                pass_on(raw, None, thread_of(reply.receiver_idx), shared)
-            }
-            Packet::PacketData(_) => Err(DropReason::Malformed),
-        }
+        addressee(keys, raw, packet, linked).unwrap_or_else(Verdict::Refused)
     }
 
     fn reply(&mut self, to: &Endpoint, bytes: &[u8]) {
@@ -260,6 +270,38 @@ fn enqueue(waiting: &mut VecDeque<RawHandshake>, raw: RawHandshake, drops: &Drop
         waiting.push_back(raw);
     } else {
         drops.count(DropReason::HandshakeQueueFull);
+    }
+}
+
+/// Whose link a message with valid codes is for.
+fn addressee(
+    keys: &Keys,
+    raw: &RawHandshake,
+    packet: Packet<'_>,
+    linked: impl Fn(&PublicKey) -> Option<LinkPlace>,
+) -> Result<Verdict, DropReason> {
+    let to_receiver = |index| Verdict::Passed {
+        slot: None,
+        thread: thread_of(index),
+    };
+    match packet {
+        Packet::HandshakeInit(initiation) => {
+            refuse_low_order(raw.bytes(), 8)?;
+            let half = parse_handshake_anon(&keys.private, &keys.public, &initiation)
+                .map_err(|_| DropReason::HandshakeRejected)?;
+            let place = linked(&PublicKey(half.peer_static_public))
+                .ok_or(DropReason::HandshakeUnknownPeer)?;
+            Ok(Verdict::Passed {
+                slot: Some(place.slot),
+                thread: place.thread as usize,
+            })
+        }
+        Packet::HandshakeResponse(response) => {
+            refuse_low_order(raw.bytes(), 12)?;
+            Ok(to_receiver(response.receiver_idx))
+        }
+        Packet::PacketCookieReply(reply) => Ok(to_receiver(reply.receiver_idx)),
+        Packet::PacketData(_) => Err(DropReason::Malformed),
     }
 }
 
