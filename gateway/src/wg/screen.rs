@@ -340,3 +340,6 @@ fn pass_on(
     owner.wake();
     taken.map_err(|_| DropReason::HandshakeQueueFull)
 }
+
+#[cfg(test)]
+mod tests;
