@@ -1,11 +1,17 @@
 //! The bodies of the fuzz targets, which a plain test replays over the committed corpus.
 
+mod config;
+mod udp;
+
 use std::io::IoSlice;
 
 use gateway::packet::coalesce::Coalescer;
 use gateway::packet::headers::{Headers, TCP_CHECKSUM};
 use gateway::packet::split::{SPARE, Segments, padded_length};
 use gateway::packet::vnet::VnetHeader;
+
+pub use config::config_socket;
+pub use udp::udp_input;
 
 const MTU: usize = 1420;
 

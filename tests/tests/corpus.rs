@@ -26,3 +26,13 @@ fn replay(target: &str, body: fn(&[u8])) {
 fn frames_from_the_tun_survive_being_cut_and_joined() {
     replay("tun_input", tests::fuzz::tun_input);
 }
+
+#[test]
+fn what_arrives_on_the_port_opens_to_what_was_sealed_once_or_not_at_all() {
+    replay("udp_input", tests::fuzz::udp_input);
+}
+
+#[test]
+fn what_is_said_to_the_configuration_socket_makes_a_whole_state_or_none() {
+    replay("config_socket", tests::fuzz::config_socket);
+}

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|steps: &[u8]| tests::fuzz::udp_input(steps));
