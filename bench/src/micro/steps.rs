@@ -177,7 +177,7 @@ fn look_up() -> Turn {
     });
     let place = LinkPlace { thread: 0, slot: 0 };
     let owners = vec![Owner { link: Ok(place) }; 1000];
-    let snapshot = Snapshot::new(prefixes, owners, MTU);
+    let snapshot = Snapshot::new(prefixes, owners, MTU, None);
     let mut next = 0;
     Box::new(move || {
         for _ in 0..BATCH {

@@ -508,14 +508,17 @@ impl Link {
         {
             Ok(Ticked::Sent(bytes)) => sent += bytes,
             Ok(Ticked::Suppressed) => self.initiate(work),
-            Err(_) => work
-                .drops
-                .add(DropReason::StagingGivenUp, self.staging.clear()),
+            Err(_) if self.successor.is_some() => {}
+            Err(_) => self.give_up(work),
         }
-        if let Some(successor) = self.successor.as_mut()
-            && let Ok(Ticked::Sent(bytes)) = successor.tick(to.as_ref(), true, work)
+        match self
+            .successor
+            .as_mut()
+            .map(|next| next.tick(to.as_ref(), true, work))
         {
-            sent += bytes;
+            Some(Ok(Ticked::Sent(bytes))) => sent += bytes,
+            Some(Ok(Ticked::Suppressed)) | None => {}
+            Some(Err(_)) => self.give_up(work),
         }
         if self
             .predecessor
@@ -526,6 +529,12 @@ impl Link {
             work.table.release(old.index);
         }
         self.sent(sent, work.now);
+    }
+
+    /// What waited for a session will not have one.
+    fn give_up(&mut self, work: &Work<'_>) {
+        work.drops
+            .add(DropReason::StagingGivenUp, self.staging.clear());
     }
 
     pub fn tick(&mut self, work: &mut Work<'_>) {
