@@ -79,8 +79,10 @@ pub enum SocketEvent {
 /// A bound and listening socket, whose file goes when this does.
 #[derive(Debug)]
 pub struct ConfigSocket {
-    listener: UnixListener,
+    /// Goes first: a name whose socket listens no more would be deleted by the next `wg`, perhaps when
+    /// it is a successor's already.
     file: SocketFile,
+    listener: UnixListener,
 }
 
 /// The running listener. Dropping it stops the listener and removes the file.
@@ -130,13 +132,22 @@ impl ConfigSocket {
             .map_err(failed("make the directory", directory))?;
         let path = socket_path(directory, name);
         make_room(&path)?;
-        let bound = bind_private(&path).map_err(|errno| failed("bind", &path)(errno.into()))?;
+        // `wg` deletes a socket that refuses its call, so ours has this name only once it listens.
+        let aside = directory.join(format!(".{name}.{}", std::process::id()));
+        let bound =
+            listen_privately(&aside).map_err(|errno| failed("bind", &path)(errno.into()))?;
+        let named = fs::hard_link(&aside, &path);
+        let _ = fs::remove_file(&aside);
+        named.map_err(|error| {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                return SocketError::Live { path: path.clone() };
+            }
+            failed("bind", &path)(error)
+        })?;
         let file = SocketFile::at(path.clone()).map_err(failed("read back", &path))?;
-        let backlog = Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN);
-        listen(&bound, backlog).map_err(|errno| failed("listen on", &path)(errno.into()))?;
         Ok(ConfigSocket {
-            listener: UnixListener::from(bound),
             file,
+            listener: UnixListener::from(bound),
         })
     }
 
@@ -288,7 +299,13 @@ fn make_room(path: &Path) -> Result<(), SocketError> {
     match probe(path) {
         Err(Errno::ECONNREFUSED) => {
             tracing::info!(path = %path.display(), "replacing the socket of a process that is gone");
-            fs::remove_file(path).map_err(|error| failed("remove the stale socket", error))
+            match fs::remove_file(path) {
+                // `wg` may have done the same meanwhile.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(failed("remove the stale socket", error))
+                }
+                Ok(()) | Err(_) => Ok(()),
+            }
         }
         Err(Errno::ENOENT) => Ok(()),
         // EAGAIN: someone listens, and has more callers than it can take.
@@ -308,16 +325,19 @@ fn probe(path: &Path) -> nix::Result<()> {
 
 /// Until `listen`, every connect is refused: nobody comes in before the mode is narrowed. No umask,
 /// which is the whole process's.
-fn bind_private(path: &Path) -> nix::Result<OwnedFd> {
+fn listen_privately(path: &Path) -> nix::Result<OwnedFd> {
     let bound = socket(
         AddressFamily::Unix,
         SockType::Stream,
         SockFlag::SOCK_CLOEXEC,
         None,
     )?;
+    // Left behind by a process that had our number and was killed in the middle of this.
+    let _ = fs::remove_file(path);
     bind(bound.as_raw_fd(), &UnixAddr::new(path)?)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    listen(&bound, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN))?;
     Ok(bound)
 }
 

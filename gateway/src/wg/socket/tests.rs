@@ -1,6 +1,6 @@
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use super::*;
 use crate::wg::device::Device;
@@ -131,6 +131,30 @@ fn a_live_socket_is_refused_even_if_it_takes_no_more_callers() {
     // Nobody accepts: the queue is full by now, and a probe that waited would hang here.
     assert!(matches!(directory.bind(), Err(SocketError::Live { .. })));
     assert!(socket.file.is_ours());
+}
+
+/// `wg` deletes a socket that refuses its call, also one that was bound a moment ago.
+#[test]
+fn a_caller_that_deletes_refusing_sockets_does_not_delete_one_in_the_making() {
+    let directory = Directory::new();
+    fs::create_dir(directory.0.join("wireguard")).unwrap();
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                if let Err(Errno::ECONNREFUSED) = probe(&directory.path()) {
+                    let _ = fs::remove_file(directory.path());
+                }
+            }
+        });
+        let kept = (0..2000).all(|_| directory.bind().is_ok_and(|socket| socket.file.is_ours()));
+        ended.store(true, Ordering::Relaxed);
+        assert!(kept);
+    });
+    assert_eq!(
+        fs::read_dir(directory.0.join("wireguard")).unwrap().count(),
+        0
+    );
 }
 
 #[test]
