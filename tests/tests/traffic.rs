@@ -192,7 +192,6 @@ impl Loop {
 
 /// netns.sh 21.
 #[test]
-#[ignore = "neither of two programs sees that the other's datagrams are its own; see README.md, 21"]
 fn a_routing_loop_of_two_interfaces_makes_no_storm() {
     if missing(&[]) {
         return;
@@ -202,7 +201,7 @@ fn a_routing_loop_of_two_interfaces_makes_no_storm() {
     assert!(sent < STORM, "ten pings became {sent} bytes");
 }
 
-/// netns.sh 21, the part that holds: it ends with its cause, and leaves nothing behind.
+/// netns.sh 21: it ends with its cause, and leaves nothing behind.
 #[test]
 fn a_routing_loop_of_two_interfaces_ends_with_its_cause() {
     if missing(&[]) {

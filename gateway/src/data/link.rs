@@ -18,13 +18,15 @@ use super::outbox::Outbox;
 use super::staging::Staging;
 use super::tunnel::{Ticked, Tunnel, room};
 use crate::drops::{DropReason, Drops};
-use crate::io::udp::{Local, UdpSocket};
+use crate::io::udp::{Local, Mark, UdpSocket};
 use crate::packet::ecn;
 use crate::packet::split::Segments;
 
 /// Header and tag around every inner packet.
 pub const OVERHEAD: usize = 32;
 const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+/// A request and its answer closer together than this may count as one moment.
+const TICK_APART: Duration = Duration::from_millis(1);
 /// After this long without a tick the age of keys is looked at before they are used.
 const TICK_BEFORE_USE: Duration = Duration::from_secs(1);
 /// All keys are gone this long after the last handshake, and the link needs no ticks.
@@ -244,10 +246,14 @@ impl Link {
 
     // ---- out --------------------------------------------------------------------------------
 
-    /// Seals and queues every packet of a superpacket; without a session they wait for one.
-    pub fn transmit(&mut self, segments: &mut Segments<'_>, work: &mut Work<'_>) {
+    /// Seals and queues every packet of a superpacket; without a session they wait for one. `hops`
+    /// is the outer hop limit, 0 the system's.
+    pub fn transmit(&mut self, segments: &mut Segments<'_>, hops: u8, work: &mut Work<'_>) {
         self.tick_before(Way::Out, work);
-        let mark = ecn::outer_for(segments.ecn());
+        let mark = Mark {
+            ecn: ecn::outer_for(segments.ecn()),
+            hops,
+        };
         let Some(to) = self.endpoint else {
             return work
                 .drops
@@ -271,7 +277,7 @@ impl Link {
     }
 
     /// Seals one packet into the outbox; returns its size there.
-    fn seal(&mut self, packet: &[u8], to: &Endpoint, mark: u8, work: &mut Work<'_>) -> u64 {
+    fn seal(&mut self, packet: &[u8], to: &Endpoint, mark: Mark, work: &mut Work<'_>) -> u64 {
         if work.outbox.reserve(packet.len() + OVERHEAD).is_none() {
             work.outbox.make_room(work.socket, work.now, work.drops);
         }
@@ -320,7 +326,7 @@ impl Link {
         };
         self.tick_before(Way::Out, work);
         if self.current.has_session {
-            let bytes = self.seal(&[], &to, 0, work);
+            let bytes = self.seal(&[], &to, Mark::default(), work);
             self.sent(bytes, work.now);
         } else {
             self.initiate(work);
@@ -369,7 +375,7 @@ impl Link {
                 if receiver.is_none() {
                     tunnel.note_made(answer);
                 }
-                work.outbox.commit(&to, 0, len);
+                work.outbox.commit(&to, Mark::default(), len);
                 self.spec
                     .shared
                     .tx_bytes
@@ -490,9 +496,10 @@ impl Link {
     /// Before packets go another way than the last did; and after a stop (SIGSTOP, suspend), when
     /// a key may be older than it may be used.
     pub fn tick_before(&mut self, way: Way, work: &mut Work<'_>) {
-        let turned = self.last_way != way || way == Way::Handshake;
+        let age = work.now.saturating_sub(self.current.ticked);
+        let turned = self.last_way != way && (age > TICK_APART || self.last_way == Way::Handshake);
         self.last_way = way;
-        if turned || work.now.saturating_sub(self.current.ticked) > TICK_BEFORE_USE {
+        if turned || way == Way::Handshake || age > TICK_BEFORE_USE {
             self.run_timers(work);
         }
     }

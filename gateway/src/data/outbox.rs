@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::link::Endpoint;
 use crate::drops::{DropReason, Drops};
-use crate::io::udp::{Message, Sender, Sent, UdpSocket};
+use crate::io::udp::{Mark, Message, Sender, Sent, UdpSocket};
 
 /// Holds a few sends of the largest size.
 const ARENA: usize = 256 << 10;
@@ -83,13 +83,13 @@ impl Outbox {
     }
 
     /// Takes the first `len` bytes of the last reservation as a datagram for `to`.
-    pub fn commit(&mut self, to: &Endpoint, ecn: u8, len: usize) {
+    pub fn commit(&mut self, to: &Endpoint, mark: Mark, len: usize) {
         let at = self.used;
         self.used += len;
         if !self.closed
             && let Some(last) = self.messages.last_mut()
             && last.to == to.remote
-            && last.ecn == ecn
+            && last.mark == mark
             && len <= last.segment
             && last.local == to.local
             && last.len + len <= SEND_LIMIT
@@ -102,7 +102,7 @@ impl Outbox {
         self.messages.push(Message {
             to: to.remote,
             local: to.local,
-            ecn,
+            mark,
             at,
             len,
             segment: len,
@@ -163,7 +163,7 @@ impl Outbox {
             let sealed = &self.arena[message.at..message.at + message.len];
             taken.extend(sealed.chunks(message.segment).map(|bytes| Datagram {
                 to,
-                ecn: message.ecn,
+                ecn: message.mark.ecn,
                 bytes: bytes.to_vec(),
             }));
         }
@@ -282,7 +282,7 @@ mod tests {
 
     fn put(outbox: &mut Outbox, port: u16, ecn: u8, len: usize) {
         outbox.reserve(len).unwrap().fill(port as u8);
-        outbox.commit(&endpoint(port), ecn, len);
+        outbox.commit(&endpoint(port), Mark { ecn, hops: 0 }, len);
     }
 
     fn shape(outbox: &Outbox) -> Vec<(u16, usize, usize)> {
@@ -416,7 +416,7 @@ mod tests {
     fn a_full_room_is_told_not_overrun() {
         let mut outbox = Outbox::new(true);
         while outbox.reserve(60_000).is_some() {
-            outbox.commit(&endpoint(1), 0, 60_000);
+            outbox.commit(&endpoint(1), Mark::default(), 60_000);
         }
         assert!(outbox.waiting() <= ARENA);
     }

@@ -31,10 +31,15 @@ const SLOT: usize = 64 << 10;
 const FRAMES_A_TURN: usize = 16;
 const STRAYS_A_TURN: usize = 64;
 const HANDSHAKES_A_TURN: usize = 4;
+/// A tunnel inside this one starts with so many hops less than its own packets have: tunnels that
+/// lead into each other would else carry one packet round for ever, growing and in pieces.
+const NESTED_HOPS: u8 = 8;
 /// Frames taken from the TUN before the network is looked at again.
 const TUN_BURST: usize = 16;
 /// Sealed bytes that are worth a system call at once.
 const SEND_AT: usize = 128 << 10;
+/// How often we look once more, giving way to others each time, before we sleep.
+const IDLE_TURNS: u32 = 16;
 const TICK: Duration = Duration::from_millis(250);
 /// ICMP errors for packets without a peer: this many a second, so that a scan is no amplifier.
 const ERRORS_PER_SECOND: u32 = 100;
@@ -113,6 +118,7 @@ impl DataThread {
             tun: true,
             socket: true,
         };
+        let (mut slept, mut idle) = (false, 0);
         loop {
             self.now = boottime();
             self.inward.forget_checked();
@@ -122,18 +128,26 @@ impl DataThread {
             }
             self.take_handed_over();
             let received = ready.socket && self.receive();
-            let read = ready.tun && self.read_tun();
+            let read = ready.tun && self.read_tun(slept);
             self.flush();
             if self.now >= self.next_tick {
                 self.tick();
             }
-            ready = if received || read {
-                Ready {
-                    tun: true,
-                    socket: true,
-                }
+            slept = false;
+            if received || read {
+                idle = 0;
+            } else if idle < IDLE_TURNS {
+                // Whoever feeds us may be about to: cheaper than to sleep and be woken.
+                idle += 1;
+                std::thread::yield_now();
             } else {
-                self.sleep()
+                ready = self.sleep();
+                (slept, idle) = (true, 0);
+                continue;
+            }
+            ready = Ready {
+                tun: true,
+                socket: true,
             };
         }
     }
@@ -153,7 +167,7 @@ impl DataThread {
     // ---- control ----------------------------------------------------------------------------
 
     fn obey(&mut self) {
-        for command in self.shared.mailboxes[self.id].take_commands() {
+        for command in self.mailbox().take_commands() {
             self.apply(command);
         }
     }
@@ -259,7 +273,7 @@ impl DataThread {
     }
 
     fn sleep(&mut self) -> Ready {
-        let mailbox = &self.shared.mailboxes[self.id];
+        let mailbox = self.mailbox();
         let blocked = self.outbox.is_full();
         if !mailbox.may_sleep(blocked) {
             return Ready {
@@ -304,7 +318,8 @@ impl DataThread {
 
     // ---- out --------------------------------------------------------------------------------
 
-    fn read_tun(&mut self) -> bool {
+    /// After a sleep the first frame leaves at once: it may be the only one, and someone waits for it.
+    fn read_tun(&mut self, slept: bool) -> bool {
         for count in 0..TUN_BURST {
             if !self.attached || self.outbox.is_full() {
                 return count > 0;
@@ -318,7 +333,7 @@ impl DataThread {
                     return false;
                 }
             }
-            if self.outbox.waiting() >= SEND_AT {
+            if self.outbox.waiting() >= SEND_AT || (slept && count == 0) {
                 self.flush();
             }
         }
@@ -362,16 +377,23 @@ impl DataThread {
             return self.drops.count(DropReason::VnetHeader);
         };
         let packet_len = len - VnetHeader::LEN;
-        if self.is_own_datagram(slot, &frame[VnetHeader::LEN..len]) {
-            return self.drops.count(DropReason::Loop);
-        }
+        let packet = &frame[VnetHeader::LEN..len];
+        let hops = match address::tunnel_hops(packet) {
+            None => 0,
+            Some(hops) if hops > NESTED_HOPS && !self.is_own_datagram(slot, packet) => {
+                hops - NESTED_HOPS
+            }
+            Some(_) => return self.drops.count(DropReason::Loop),
+        };
         let mut segments = match Segments::new(header, &mut frame[VnetHeader::LEN..], packet_len) {
             Ok(segments) => segments,
             Err(reason) => return self.drops.count(reason),
         };
         let (links, mut work) = self.work();
         match links.get_mut(slot as usize) {
-            Some(Some(link)) if link.remote().is_some() => link.transmit(&mut segments, &mut work),
+            Some(Some(link)) if link.remote().is_some() => {
+                link.transmit(&mut segments, hops, &mut work)
+            }
             Some(Some(_)) => self.refuse(DropReason::NoEndpoint, &frame[VnetHeader::LEN..len]),
             _ => self.drops.count(DropReason::NoPeer),
         }
@@ -442,31 +464,33 @@ impl DataThread {
     /// What other threads read that is ours. Before our own queue: a flow that moves to it must
     /// not overtake itself.
     fn take_handed_over(&mut self) {
-        let shared = self.shared.clone();
-        let mailbox = &shared.mailboxes[self.id];
         for _ in 0..FRAMES_A_TURN {
             if self.outbox.is_full() {
                 break;
             }
-            let Some(mut frame) = mailbox.frames.pop() else {
+            let Some(mut frame) = self.mailbox().frames.pop() else {
                 break;
             };
             self.transmit(frame.place.slot, &mut frame.buffer, frame.len);
-            let _ = mailbox.spare.push(frame.buffer);
+            let _ = self.mailbox().spare.push(frame.buffer);
         }
         for _ in 0..STRAYS_A_TURN {
-            let Some(stray) = mailbox.strays.pop() else {
+            let Some(stray) = self.mailbox().strays.pop() else {
                 break;
             };
             self.open_run(&stray.received, &stray.datagram);
         }
         for _ in 0..HANDSHAKES_A_TURN {
-            let Some(handshake) = mailbox.handshakes.pop() else {
+            let Some(handshake) = self.mailbox().handshakes.pop() else {
                 break;
             };
             self.handshake(&handshake);
         }
         self.inward.write(&self.tun, &self.drops);
+    }
+
+    fn mailbox(&self) -> &Mailbox {
+        &self.shared.mailboxes[self.id]
     }
 
     fn handshake(&mut self, handshake: &Handshake) {

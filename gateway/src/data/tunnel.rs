@@ -11,6 +11,7 @@ use boringtun::noise::{Tunn, TunnResult};
 use super::index::{IndexTable, TunnelIndex};
 use super::link::{Endpoint, LinkSpec, Work, receiver_index};
 use crate::drops::DropReason;
+use crate::io::udp::Mark;
 
 const INITIATION: usize = 148;
 /// A datagram with this counter or a higher one is refused, as the protocol says.
@@ -150,7 +151,7 @@ impl Tunnel {
                 match to {
                     Some(_) if initiates && !may_initiate => Ok(Ticked::Suppressed),
                     Some(to) => {
-                        work.outbox.commit(to, 0, len);
+                        work.outbox.commit(to, Mark::default(), len);
                         Ok(Ticked::Sent(len as u64))
                     }
                     None => Ok(Ticked::Sent(0)),
@@ -217,7 +218,7 @@ impl Tunnel {
         };
         let len = datagram.len();
         self.note_made(datagram);
-        work.outbox.commit(to, 0, len);
+        work.outbox.commit(to, Mark::default(), len);
         self.note_initiation(work.now);
         len as u64
     }

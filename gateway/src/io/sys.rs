@@ -426,12 +426,20 @@ fn read_control(received: &mut Received, level: i32, kind: i32, data: &[u8]) {
 
 // ---- batched send ---------------------------------------------------------------------------
 
+/// What an outer IP header carries on behalf of the packet inside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    pub ecn: u8,
+    /// Hop limit; 0 leaves it to the system.
+    pub hops: u8,
+}
+
 /// One send: `len` bytes at `at` of the arena, cut into datagrams of `segment` bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Message {
     pub to: SocketAddr,
     pub local: Option<Local>,
-    pub ecn: u8,
+    pub mark: Mark,
     pub at: usize,
     pub len: usize,
     pub segment: usize,
@@ -508,13 +516,26 @@ fn write_controls(message: &Message, dual: bool, buffer: &mut [u8; CONTROL]) -> 
             &size.to_ne_bytes(),
         );
     }
-    if message.ecn != 0 {
+    if message.mark.hops != 0 {
+        let kind = if v4 {
+            (libc::IPPROTO_IP, libc::IP_TTL)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT)
+        };
+        at = put_control(
+            buffer,
+            at,
+            kind,
+            &i32::from(message.mark.hops).to_ne_bytes(),
+        );
+    }
+    if message.mark.ecn != 0 {
         let kind = if v4 {
             (libc::IPPROTO_IP, libc::IP_TOS)
         } else {
             (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
         };
-        at = put_control(buffer, at, kind, &i32::from(message.ecn).to_ne_bytes());
+        at = put_control(buffer, at, kind, &i32::from(message.mark.ecn).to_ne_bytes());
     }
     match message.local.map(|local| (local.address, local.interface)) {
         Some((IpAddr::V4(address), _)) if v4 && !dual => {
@@ -562,7 +583,7 @@ mod tests {
                 address: "192.0.2.7".parse().unwrap(),
                 interface: 3,
             }),
-            ecn: 2,
+            mark: Mark { ecn: 2, hops: 9 },
             at: 0,
             len: 3000,
             segment: 1452,
@@ -576,6 +597,7 @@ mod tests {
             kinds,
             [
                 (libc::SOL_UDP, libc::UDP_SEGMENT, 2),
+                (libc::IPPROTO_IP, libc::IP_TTL, 4),
                 (libc::IPPROTO_IP, libc::IP_TOS, 4),
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, 20)
             ]

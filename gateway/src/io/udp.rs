@@ -10,7 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use super::Offload;
 use super::sys::{self, ReceiveBatch, SendBatch};
 
-pub use super::sys::{Local, Message, Received};
+pub use super::sys::{Local, Mark, Message, Received};
 
 /// Enough for 10 ms at 10 Gb/s; more would only add delay.
 const RECEIVE_BUFFER: i32 = 16 << 20;

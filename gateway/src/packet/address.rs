@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::headers::{Fragment, Headers, PROTOCOL_UDP};
+use super::headers::{Fragment, Headers, PROTOCOL_UDP, UDP_HEADER};
+
+const PROTOCOL_IPV6_FRAGMENT: u8 = 44;
 
 /// `None` if it is neither IPv4 nor IPv6, or shorter than its header.
 pub fn source(packet: &[u8]) -> Option<IpAddr> {
@@ -12,6 +14,29 @@ pub fn source(packet: &[u8]) -> Option<IpAddr> {
 /// `None` if it is neither IPv4 nor IPv6, or shorter than its header.
 pub fn destination(packet: &[u8]) -> Option<IpAddr> {
     address(packet, 16, 24)
+}
+
+/// The hop limit of a packet that a WireGuard tunnel may have sent: a datagram that begins as its
+/// messages do, or a later fragment of some datagram.
+pub fn tunnel_hops(packet: &[u8]) -> Option<u8> {
+    let v4 = packet.first()? >> 4 == 4;
+    let (protocol, hops) = if v4 {
+        (*packet.get(9)?, *packet.get(8)?)
+    } else {
+        (*packet.get(6)?, *packet.get(7)?)
+    };
+    if protocol != PROTOCOL_UDP && (v4 || protocol != PROTOCOL_IPV6_FRAGMENT) {
+        return None;
+    }
+    let headers = Headers::parse(packet)?;
+    if headers.protocol != PROTOCOL_UDP {
+        return None;
+    }
+    let kind = packet
+        .get(headers.header_length + UDP_HEADER..)
+        .and_then(|payload| payload.first_chunk::<4>());
+    let is_tunnel = headers.fragment == Fragment::Later || matches!(kind, Some([1..=4, 0, 0, 0]));
+    is_tunnel.then_some(hops)
 }
 
 /// Source and destination port of a UDP packet that has them.
@@ -66,6 +91,21 @@ mod tests {
         assert_eq!(udp_ports(&packet), None);
         (packet[7], packet[9]) = (0, 6);
         assert_eq!(udp_ports(&packet), None);
+    }
+
+    #[test]
+    fn the_hop_limit_counts_of_what_a_tunnel_may_have_sent_only() {
+        let mut packet = [0; 60];
+        packet[..10].copy_from_slice(&[0x45, 0, 0, 60, 0, 0, 0, 0, 33, 17]);
+        packet[25] = 40;
+        packet[28] = 4;
+        assert_eq!(tunnel_hops(&packet), Some(33));
+        packet[28] = 9;
+        assert_eq!(tunnel_hops(&packet), None);
+        packet[7] = 1;
+        assert_eq!(tunnel_hops(&packet), Some(33), "a later fragment");
+        packet[9] = 6;
+        assert_eq!(tunnel_hops(&packet), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::data::snapshot::LinkPlace;
 use crate::data::thread::Shared;
 use crate::drops::{DropReason, Drops};
 use crate::io::boottime;
-use crate::io::udp::{Inbox, Message, Received, Sender, UdpSocket};
+use crate::io::udp::{Inbox, Mark, Message, Received, Sender, UdpSocket};
 
 /// As in the kernel: handshakes that may wait, and from how many on we are under load.
 const WAITING: usize = 4096;
@@ -232,7 +232,7 @@ impl Screen {
         let message = Message {
             to: to.remote,
             local: to.local,
-            ecn: 0,
+            mark: Mark::default(),
             at: 0,
             len: bytes.len(),
             segment: bytes.len(),

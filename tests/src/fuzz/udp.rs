@@ -223,7 +223,7 @@ impl Scene {
         };
         let mut segments = Segments::new(vnet, &mut packet, len).expect("it is a packet");
         self.ours
-            .act(|link, work| link.transmit(&mut segments, work));
+            .act(|link, work| link.transmit(&mut segments, 0, work));
     }
 
     /// What we sent reaches the peer, or not; what it answers is held.

@@ -114,7 +114,7 @@ impl Side {
         };
         let mut buffer = [packet, &[0; SPARE]].concat();
         let mut segments = Segments::new(vnet, &mut buffer, packet.len()).unwrap();
-        self.act(now, |link, work| link.transmit(&mut segments, work));
+        self.act(now, |link, work| link.transmit(&mut segments, 0, work));
     }
 
     /// What waits to leave.
