@@ -11,3 +11,4 @@ pub mod snapshot;
 mod staging;
 pub mod thread;
 mod tunnel;
+mod waiter;

@@ -163,7 +163,8 @@ impl Control {
         let drops: Vec<Arc<Drops>> = (0..=count).map(|_| Arc::default()).collect();
         let mut threads = Vec::new();
         for (id, queue) in tun.queues.into_iter().enumerate() {
-            let data = DataThread::new(id, queue, shared.clone(), offloads, drops[id].clone());
+            let data = DataThread::new(id, queue, shared.clone(), offloads, drops[id].clone())
+                .map_err(failed("prepare a data thread"))?;
             let name = format!("data-{id}");
             let thread = std::thread::Builder::new()
                 .name(name)

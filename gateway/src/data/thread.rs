@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::EpollTimeout;
 
 use super::index::{IndexTable, TunnelIndex, thread_of};
 use super::inward::Inward;
@@ -14,6 +14,7 @@ use super::link::{Endpoint, Link, OVERHEAD, Way, Work, handshake_receiver, recei
 use super::mailbox::{Command, ControlInbox, Frame, Handshake, Mailbox, RawHandshake, Stray};
 use super::outbox::Outbox;
 use super::snapshot::{LinkPlace, Snapshot};
+use super::waiter::{Ready, Waiter};
 use crate::drops::{DropReason, Drops};
 use crate::io::boottime;
 use crate::io::tun::TunQueue;
@@ -40,6 +41,13 @@ const TUN_BURST: usize = 16;
 const SEND_AT: usize = 128 << 10;
 /// How often we look once more, giving way to others each time, before we sleep.
 const IDLE_TURNS: u32 = 16;
+/// Nothing is known, so both are looked at.
+const BOTH: Ready = Ready {
+    mailbox: false,
+    socket: true,
+    tun: true,
+    tun_failed: false,
+};
 const TICK: Duration = Duration::from_millis(250);
 /// ICMP errors for packets without a peer: this many a second, so that a scan is no amplifier.
 const ERRORS_PER_SECOND: u32 = 100;
@@ -69,6 +77,7 @@ pub struct DataThread {
     socket: Option<UdpSocket>,
     links: Vec<Option<Box<Link>>>,
     table: IndexTable,
+    waiter: Waiter,
     outbox: Outbox,
     /// Away while its slots are worked on.
     inbox: Option<Inbox>,
@@ -89,8 +98,9 @@ impl DataThread {
         shared: Shared,
         offloads: Offloads,
         drops: Arc<Drops>,
-    ) -> DataThread {
-        DataThread {
+    ) -> std::io::Result<DataThread> {
+        let waiter = Waiter::new(shared.mailboxes[id].fd())?;
+        Ok(DataThread {
             id,
             snapshot: Cache::new(shared.snapshot.clone()),
             shared,
@@ -99,6 +109,7 @@ impl DataThread {
             socket: None,
             links: Vec::new(),
             table: IndexTable::new(id),
+            waiter,
             outbox: Outbox::new(offloads.segment),
             inbox: Some(Inbox::new(SLOTS, SLOT)),
             inward: Inward::new(offloads.tcp, offloads.udp),
@@ -109,15 +120,12 @@ impl DataThread {
             errors_since: Duration::ZERO,
             errors_left: ERRORS_PER_SECOND,
             stopping: false,
-        }
+        })
     }
 
     /// Moves packets until told to stop.
     pub fn run(mut self) {
-        let mut ready = Ready {
-            tun: true,
-            socket: true,
-        };
+        let mut ready = BOTH;
         let (mut slept, mut idle) = (false, 0);
         loop {
             self.now = boottime();
@@ -145,10 +153,7 @@ impl DataThread {
                 (slept, idle) = (true, 0);
                 continue;
             }
-            ready = Ready {
-                tun: true,
-                socket: true,
-            };
+            ready = BOTH;
         }
     }
 
@@ -239,6 +244,9 @@ impl DataThread {
         self.flush();
         let was_up = self.socket.is_some();
         let is_up = socket.is_some();
+        if let Some(old) = &self.socket {
+            self.waiter.forget_socket(old.as_fd());
+        }
         self.socket = socket;
         let (links, mut work) = self.work();
         for link in links.iter_mut().flatten() {
@@ -273,47 +281,32 @@ impl DataThread {
     }
 
     fn sleep(&mut self) -> Ready {
-        let mailbox = self.mailbox();
         let blocked = self.outbox.is_full();
-        if !mailbox.may_sleep(blocked) {
-            return Ready {
-                tun: true,
-                socket: true,
-            };
+        if !self.mailbox().may_sleep(blocked) {
+            return BOTH;
         }
         let timeout = match self.next_tick {
-            Duration::MAX => PollTimeout::NONE,
-            at => PollTimeout::try_from(at.saturating_sub(self.now) + Duration::from_millis(1))
-                .unwrap_or(PollTimeout::MAX),
+            Duration::MAX => EpollTimeout::NONE,
+            at => EpollTimeout::try_from(at.saturating_sub(self.now) + Duration::from_millis(1))
+                .unwrap_or(EpollTimeout::MAX),
         };
-        let wake = mailbox.fd();
-        // What is not to be watched stands as the wake descriptor with no event asked for.
-        let (socket, socket_events) = match &self.socket {
-            Some(socket) if blocked => (socket.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT),
-            Some(socket) => (socket.as_fd(), PollFlags::POLLIN),
-            None => (wake, PollFlags::empty()),
-        };
-        let (tun, tun_events) = match self.attached && !blocked {
-            true => (self.tun.as_fd(), PollFlags::POLLIN),
-            false => (wake, PollFlags::empty()),
-        };
-        let mut fds = [
-            PollFd::new(wake, PollFlags::POLLIN),
-            PollFd::new(socket, socket_events),
-            PollFd::new(tun, tun_events),
-        ];
-        let _ = poll(&mut fds, timeout);
-        let [mailbox_ready, socket_ready, tun_ready] =
-            fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
-        mailbox.woke(!mailbox_ready.is_empty());
-        if tun_ready.contains(PollFlags::POLLERR) && !tun_ready.contains(PollFlags::POLLIN) {
+        let watched = self
+            .waiter
+            .watch_tun(self.tun.as_fd(), self.attached && !blocked);
+        let watched = watched.and(match &self.socket {
+            Some(socket) => self.waiter.watch_socket(socket.as_fd(), blocked),
+            None => Ok(()),
+        });
+        if let Err(error) = watched {
+            tracing::error!(%error, "cannot wait for packets");
+        }
+        let ready = self.waiter.wait(timeout);
+        self.mailbox().woke(ready.mailbox);
+        if ready.tun_failed {
             // The interface is gone; control hears of it from netlink and ends us.
             self.attached = false;
         }
-        Ready {
-            tun: !tun_ready.is_empty(),
-            socket: !socket_ready.is_empty(),
-        }
+        ready
     }
 
     // ---- out --------------------------------------------------------------------------------
@@ -633,10 +626,4 @@ impl DataThread {
         };
         self.inward.deliver(len, outer_ecn, place, snapshot)
     }
-}
-
-/// What to look at after a sleep.
-struct Ready {
-    tun: bool,
-    socket: bool,
 }
