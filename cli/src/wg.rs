@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use gateway::data::index::MAX_THREADS;
 use gateway::wg::background::{self, Background};
 use gateway::wg::{Offload, Options};
 
@@ -33,8 +34,6 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PATH", env = "CAUSEWAY_LOG_FILE")]
     pub(crate) log_file: Option<PathBuf>,
 }
-
-const MAX_THREADS: usize = 256;
 
 fn parse_threads(text: &str) -> Result<usize, String> {
     match text.parse() {
