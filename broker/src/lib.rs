@@ -1,0 +1,3 @@
+//! Where nodes meet.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! What every node does whatever its role.
+
+#![forbid(unsafe_code)]

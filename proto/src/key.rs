@@ -1,0 +1,267 @@
+//! Keys, signatures and hashes. Every signature names what it is for, so that none can be shown
+//! for something else.
+
+use std::fmt;
+use std::str::FromStr;
+
+use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
+use ed25519_dalek::Signer;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+/// An Ed25519 public key: an authority, a broker, a join key or a node.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey([u8; 32]);
+
+/// An Ed25519 private key. Wiped when dropped; never cloned, never printed.
+pub struct SigningKey(ed25519_dalek::SigningKey);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Signature(pub [u8; 64]);
+
+/// SHA-256 under a domain.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hash(pub [u8; 32]);
+
+/// The mesh is the hash of its ledger's entry 0.
+pub type MeshId = Hash;
+
+/// A node's X25519 key as it stands in its record.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WireguardKey([u8; 32]);
+
+/// What a signature or a hash is for. The text goes before what is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Domain {
+    /// A ledger entry, by the authority; its hash too.
+    Entry,
+    /// A change of authority, by the recovery key.
+    Recovery,
+    /// The hash of a recovery key.
+    RecoveryKey,
+    /// {mesh, grant, identity} by the one-time join key.
+    Join,
+    /// The same by the identity.
+    Consent,
+    /// {mesh, grant, use, identity} by the store's broker.
+    Enrolment,
+    /// A node's record, by its identity.
+    Record,
+    /// The TLS exporter of one connection, by whoever authenticates on it.
+    Session,
+    /// The hash of a whole blob, to remember that it was verified.
+    Verified,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum KeyError {
+    #[error("a key is 32 bytes in base64")]
+    Form,
+    #[error("this key is no point of the curve, or one of its few weak points")]
+    Weak,
+}
+
+/// A signature that does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the signature does not hold")]
+pub struct BadSignature;
+
+impl Domain {
+    const fn text(self) -> &'static str {
+        match self {
+            Domain::Entry => "causeway 1 ledger entry",
+            Domain::Recovery => "causeway 1 recovery",
+            Domain::RecoveryKey => "causeway 1 recovery key",
+            Domain::Join => "causeway 1 join",
+            Domain::Consent => "causeway 1 consent",
+            Domain::Enrolment => "causeway 1 enrolment",
+            Domain::Record => "causeway 1 record",
+            Domain::Session => "causeway 1 session",
+            Domain::Verified => "causeway 1 verified",
+        }
+    }
+
+    /// The text ends with a zero byte, so that no text and message read as another pair.
+    fn before(self, message: &[u8]) -> Vec<u8> {
+        let text = self.text().as_bytes();
+        let mut bytes = Vec::with_capacity(text.len() + 1 + message.len());
+        bytes.extend_from_slice(text);
+        bytes.push(0);
+        bytes.extend_from_slice(message);
+        bytes
+    }
+}
+
+impl PublicKey {
+    /// Refuses what is no point of the curve, and the points of low order, for which signatures
+    /// prove nothing.
+    pub fn new(bytes: [u8; 32]) -> Result<PublicKey, KeyError> {
+        match ed25519_dalek::VerifyingKey::from_bytes(&bytes) {
+            Ok(key) if !key.is_weak() => Ok(PublicKey(bytes)),
+            Ok(_) | Err(_) => Err(KeyError::Weak),
+        }
+    }
+
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Enough to tell keys apart in a log.
+    pub fn short(&self) -> String {
+        self.to_string()[..8].to_owned()
+    }
+
+    pub fn verify(
+        &self,
+        domain: Domain,
+        message: &[u8],
+        signature: &Signature,
+    ) -> Result<(), BadSignature> {
+        let key = ed25519_dalek::VerifyingKey::from_bytes(&self.0).map_err(|_| BadSignature)?;
+        let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
+        key.verify_strict(&domain.before(message), &signature)
+            .map_err(|_| BadSignature)
+    }
+}
+
+impl SigningKey {
+    pub fn from_seed(seed: &[u8; 32]) -> SigningKey {
+        SigningKey(ed25519_dalek::SigningKey::from_bytes(seed))
+    }
+
+    /// For the file it is kept in, and nothing else.
+    pub fn seed(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.0.to_bytes())
+    }
+
+    pub fn public(&self) -> PublicKey {
+        PublicKey(self.0.verifying_key().to_bytes())
+    }
+
+    pub fn sign(&self, domain: Domain, message: &[u8]) -> Signature {
+        Signature(self.0.sign(&domain.before(message)).to_bytes())
+    }
+}
+
+impl Hash {
+    pub fn of(domain: Domain, message: &[u8]) -> Hash {
+        Hash(Sha256::digest(domain.before(message)).into())
+    }
+
+    pub fn short(&self) -> String {
+        self.to_string()[..12].to_owned()
+    }
+}
+
+/// The points of order 1, 2, 4 and 8, with their encodings above the prime: a key exchange with
+/// any of them has a result that everybody knows.
+const LOW_ORDER: [[u8; 32]; 7] = {
+    let mut minus_one = [0xff; 32];
+    minus_one[0] = 0xec;
+    minus_one[31] = 0x7f;
+    let mut prime = minus_one;
+    prime[0] = 0xed;
+    let mut prime_and_one = minus_one;
+    prime_and_one[0] = 0xee;
+    let mut one = [0; 32];
+    one[0] = 1;
+    [
+        [0; 32],
+        one,
+        [
+            0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f,
+            0xc4, 0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16,
+            0x5f, 0x49, 0xb8, 0x00,
+        ],
+        [
+            0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83,
+            0xef, 0x5b, 0x04, 0x44, 0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd,
+            0xd0, 0x9f, 0x11, 0x57,
+        ],
+        minus_one,
+        prime,
+        prime_and_one,
+    ]
+};
+
+impl WireguardKey {
+    /// Refuses keys of low order, whatever their top bit, which X25519 ignores.
+    pub fn new(bytes: [u8; 32]) -> Result<WireguardKey, KeyError> {
+        let mut masked = bytes;
+        masked[31] &= 0x7f;
+        if LOW_ORDER.contains(&masked) {
+            return Err(KeyError::Weak);
+        }
+        Ok(WireguardKey(bytes))
+    }
+
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<PublicKey, KeyError> {
+        let bytes = BASE64URL_NOPAD
+            .decode(text.as_bytes())
+            .map_err(|_| KeyError::Form)?;
+        PublicKey::new(bytes.try_into().map_err(|_| KeyError::Form)?)
+    }
+}
+
+impl FromStr for Hash {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Hash, KeyError> {
+        let bytes = HEXLOWER
+            .decode(text.as_bytes())
+            .map_err(|_| KeyError::Form)?;
+        Ok(Hash(bytes.try_into().map_err(|_| KeyError::Form)?))
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&BASE64URL_NOPAD.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.short())
+    }
+}
+
+impl fmt::Debug for Signature {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Signature")
+    }
+}
+
+/// As `wg` prints it.
+impl fmt::Display for WireguardKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&BASE64.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for WireguardKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
