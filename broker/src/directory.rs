@@ -1,0 +1,593 @@
+//! The broker's directory `D/broker`: its key, what it is a broker of, and the ledger entries that
+//! the operator's commands on this host leave for it. The authority's directory is not its matter.
+
+mod files;
+
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use nix::fcntl::{Flock, FlockArg};
+use proto::entry::{SignedEntry, StoreId, is_broker_address};
+use proto::key::{MeshId, PublicKey, SigningKey};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use files::{Staged, failed};
+
+const VERSION: u32 = 1;
+const KEY: &str = "broker.key";
+const ABOUT: &str = "broker.json";
+const LEDGER: &str = "ledger";
+const STORE: &str = "store.redb";
+
+#[derive(Debug, Error)]
+pub enum DirectoryError {
+    #[error("cannot {doing} {}: {error}", .path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    #[error(
+        "{} exists: this is a broker already. Run it with `causeway broker run`, or use another \
+         --state-dir",
+        .path.display()
+    )]
+    Exists { path: PathBuf },
+    #[error("there is no broker in {}: make one with `causeway broker init`", .path.display())]
+    Missing { path: PathBuf },
+    #[error(
+        "{} can be read or written by others (mode {mode:o}): `chmod {wanted:o} {}`",
+        .path.display(), .path.display()
+    )]
+    Loose {
+        path: PathBuf,
+        mode: u32,
+        wanted: u32,
+    },
+    #[error(
+        "{} belongs to user {owner}, this process is user {us}: run it as that user, or \
+         `chown -R {us} {}`",
+        .path.display(), .path.display()
+    )]
+    Owner { path: PathBuf, owner: u32, us: u32 },
+    #[error("{} is damaged: {why}. Restore it from a copy; it is not made anew", .path.display())]
+    Damaged { path: PathBuf, why: String },
+    #[error("{} was written by a newer Causeway (version {version}); upgrade this one", .path.display())]
+    Newer { path: PathBuf, version: u32 },
+    #[error(
+        "the authority's directory {} must lie outside {}, which the broker can read: choose \
+         another --authority",
+        .authority.display(), .path.display()
+    )]
+    Inside { authority: PathBuf, path: PathBuf },
+    #[error("the store {0} cannot be used: give `redb` or `etcd://HOST:PORT,HOST:PORT/PREFIX`")]
+    StoreUrl(String),
+}
+
+/// Where a broker keeps what it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// One file in the broker's directory.
+    Redb,
+    /// `etcd://HOST:PORT,HOST:PORT/PREFIX`
+    Etcd(String),
+}
+
+/// What a broker is, as `broker.json` holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// `None` until a broker made with `--mesh` has its ledger.
+    pub mesh: Option<MeshId>,
+    /// Of the mesh when the broker was made.
+    pub authority: PublicKey,
+    pub store_id: StoreId,
+    pub store: StoreUrl,
+    /// Where `broker init` put the authority, if it did; only to warn that it is on this host.
+    pub authority_directory: Option<PathBuf>,
+}
+
+/// What `broker init` puts into a new directory.
+pub struct New {
+    pub key: SigningKey,
+    pub about: About,
+    /// Entry 0 and those that name this broker; empty with `--mesh`.
+    pub entries: Vec<SignedEntry>,
+}
+
+/// A complete directory that has no name yet. Dropped, it leaves nothing behind.
+pub struct Prepared {
+    staged: Staged,
+    wanted: PathBuf,
+}
+
+/// An opened directory.
+pub struct Directory {
+    path: PathBuf,
+    key: SigningKey,
+    about: About,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    version: u32,
+    mesh: Option<String>,
+    authority: String,
+    store_id: String,
+    store: String,
+    authority_directory: Option<PathBuf>,
+}
+
+/// Makes everything under another name, so that [`Prepared::commit`] is one rename.
+pub fn prepare(state_directory: &Path, new: &New) -> Result<Prepared, DirectoryError> {
+    let wanted = state_directory.join("broker");
+    if fs::symlink_metadata(&wanted).is_ok() {
+        return Err(DirectoryError::Exists { path: wanted });
+    }
+    if let Some(authority) = &new.about.authority_directory
+        && authority.starts_with(&wanted)
+    {
+        return Err(DirectoryError::Inside {
+            authority: authority.clone(),
+            path: wanted,
+        });
+    }
+    let path = state_directory.join("broker.new");
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("remove", &path)(error));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    files::make_directory(&path)?;
+    let staged = Staged { path, kept: false };
+    fill(&staged.path, new)?;
+    files::sync_directory(&staged.path)?;
+    Ok(Prepared { staged, wanted })
+}
+
+fn fill(path: &Path, new: &New) -> Result<(), DirectoryError> {
+    let seed = new.key.seed();
+    let key = Zeroizing::new(data_encoding::BASE64URL_NOPAD.encode(&*seed) + "\n");
+    files::write_new(&path.join(KEY), key.as_bytes())?;
+    files::write_new(&path.join(ABOUT), &new.about.write())?;
+    files::write_new(&path.join(LEDGER), ledger_text(&new.entries).as_bytes())
+}
+
+impl Prepared {
+    /// Gives the directory its name.
+    pub fn commit(mut self) -> Result<(), DirectoryError> {
+        fs::rename(&self.staged.path, &self.wanted).map_err(failed("name", &self.wanted))?;
+        self.staged.kept = true;
+        files::sync_directory(self.wanted.parent().unwrap_or(&self.wanted))
+    }
+}
+
+/// Makes `D/broker`, complete or not at all.
+pub fn init(state_directory: &Path, new: &New) -> Result<(), DirectoryError> {
+    prepare(state_directory, new)?.commit()
+}
+
+/// Opens `D/broker`, checking that nobody else can read it.
+pub fn open(state_directory: &Path) -> Result<Directory, DirectoryError> {
+    let path = state_directory.join("broker");
+    match fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(DirectoryError::Missing { path });
+        }
+        Ok(_) | Err(_) => {}
+    }
+    files::check_private(&path)?;
+    let key = read_key(&path.join(KEY))?;
+    let about_path = path.join(ABOUT);
+    let about = About::read(&files::read_private(&about_path)?, &about_path)?;
+    Ok(Directory { path, key, about })
+}
+
+/// The id for a new broker's store: a new one, or the one that other brokers of it have. Waits
+/// for the store if it is not in this directory.
+pub fn claim_store(store: &StoreUrl) -> Result<StoreId, DirectoryError> {
+    let mut fresh = [0; 16];
+    getrandom::fill(&mut fresh)
+        .map_err(|error| failed("read", Path::new("the random generator"))(error.into()))?;
+    match store {
+        StoreUrl::Redb => Ok(StoreId(fresh)),
+        StoreUrl::Etcd(url) => Err(DirectoryError::StoreUrl(url.clone())),
+    }
+}
+
+impl Directory {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    pub fn store_path(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+
+    /// A broker that waited for its ledger has got it.
+    pub fn set_mesh(&mut self, mesh: MeshId) -> Result<(), DirectoryError> {
+        let about = About {
+            mesh: Some(mesh),
+            ..self.about.clone()
+        };
+        files::replace(&self.path.join(ABOUT), &about.write())?;
+        self.about = about;
+        Ok(())
+    }
+
+    /// The entries that commands on this host have left here. A torn last line is left out: the
+    /// command that wrote it did not succeed.
+    pub fn ledger(&self) -> Result<Vec<SignedEntry>, DirectoryError> {
+        let path = self.path.join(LEDGER);
+        let text = files::read_private(&path)?;
+        read_ledger(&text).map_err(|why| DirectoryError::Damaged { path, why })
+    }
+
+    /// Leaves entries for the next start of the broker. Durable when this returns.
+    pub fn append(&self, entries: &[SignedEntry]) -> Result<(), DirectoryError> {
+        let path = self.path.join(LEDGER);
+        files::check_private(&path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        let mut file = Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| failed("lock", &path)(errno.into()))?;
+        // Whoever crashed in the middle of a line: ours must not continue it.
+        let text = files::read_private(&path)?;
+        let whole = text
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
+        let length = u64::try_from(whole).unwrap_or(u64::MAX);
+        file.set_len(length).map_err(failed("repair", &path))?;
+        let lines: String = entries.iter().map(ledger_line).collect();
+        file.write_all(lines.as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(failed("write", &path))
+    }
+}
+
+impl About {
+    fn write(&self) -> Vec<u8> {
+        let written = Written {
+            version: VERSION,
+            mesh: self.mesh.map(|mesh| mesh.to_string()),
+            authority: self.authority.to_string(),
+            store_id: self.store_id.to_string(),
+            store: self.store.to_string(),
+            authority_directory: self.authority_directory.clone(),
+        };
+        let mut text =
+            serde_json::to_vec_pretty(&written).expect("a plain struct of texts has a JSON form");
+        text.push(b'\n');
+        text
+    }
+
+    fn read(text: &[u8], path: &Path) -> Result<About, DirectoryError> {
+        let damaged = |why: String| DirectoryError::Damaged {
+            path: path.to_owned(),
+            why,
+        };
+        let any: serde_json::Value =
+            serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
+        let version = any.get("version").and_then(serde_json::Value::as_u64);
+        match version.and_then(|version| u32::try_from(version).ok()) {
+            Some(VERSION) => {}
+            Some(version) if version > VERSION => {
+                return Err(DirectoryError::Newer {
+                    path: path.to_owned(),
+                    version,
+                });
+            }
+            Some(_) | None => return Err(damaged("it names no version".to_owned())),
+        }
+        let written: Written =
+            serde_json::from_value(any).map_err(|error| damaged(error.to_string()))?;
+        About::parse(&written).map_err(damaged)
+    }
+
+    fn parse(written: &Written) -> Result<About, String> {
+        let mesh = written.mesh.as_deref().map(str::parse).transpose();
+        let store_id = data_encoding::HEXLOWER
+            .decode(written.store_id.as_bytes())
+            .ok()
+            .and_then(|bytes| bytes.try_into().ok())
+            .ok_or("its store_id is not 32 hexadecimal digits")?;
+        Ok(About {
+            mesh: mesh.map_err(|_| "its mesh is not 64 hexadecimal digits")?,
+            authority: written
+                .authority
+                .parse()
+                .map_err(|error| format!("its authority is no key: {error}"))?,
+            store_id: StoreId(store_id),
+            store: written.store.parse().map_err(|error| format!("{error}"))?,
+            authority_directory: written.authority_directory.clone(),
+        })
+    }
+}
+
+impl FromStr for StoreUrl {
+    type Err = DirectoryError;
+
+    fn from_str(text: &str) -> Result<StoreUrl, DirectoryError> {
+        let refused = || DirectoryError::StoreUrl(text.to_owned());
+        if text == "redb" {
+            return Ok(StoreUrl::Redb);
+        }
+        let (endpoints, prefix) = text
+            .strip_prefix("etcd://")
+            .and_then(|rest| rest.split_once('/'))
+            .ok_or_else(refused)?;
+        if prefix.is_empty() || !endpoints.split(',').all(is_broker_address) {
+            return Err(refused());
+        }
+        Ok(StoreUrl::Etcd(text.to_owned()))
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreUrl::Redb => out.pad("redb"),
+            StoreUrl::Etcd(url) => out.pad(url),
+        }
+    }
+}
+
+fn read_key(path: &Path) -> Result<SigningKey, DirectoryError> {
+    let text = Zeroizing::new(files::read_private(path)?);
+    let damaged = |why: &str| DirectoryError::Damaged {
+        path: path.to_owned(),
+        why: why.to_owned(),
+    };
+    let line = text.strip_suffix(b"\n").unwrap_or(&text);
+    let mut seed = Zeroizing::new([0; 32]);
+    match data_encoding::BASE64URL_NOPAD.decode_len(line.len()) {
+        Ok(32) => {}
+        Ok(_) | Err(_) => return Err(damaged("a key is 43 characters of base64url")),
+    }
+    data_encoding::BASE64URL_NOPAD
+        .decode_mut(line, &mut *seed)
+        .map_err(|_| damaged("a key is 43 characters of base64url"))?;
+    Ok(SigningKey::from_seed(&seed))
+}
+
+const HEADER: &str = "causeway ledger 1";
+
+fn ledger_line(entry: &SignedEntry) -> String {
+    data_encoding::BASE64URL_NOPAD.encode(entry.bytes()) + "\n"
+}
+
+fn ledger_text(entries: &[SignedEntry]) -> String {
+    let lines: String = entries.iter().map(ledger_line).collect();
+    format!("{HEADER}\n{lines}")
+}
+
+fn read_ledger(text: &[u8]) -> Result<Vec<SignedEntry>, String> {
+    let text = std::str::from_utf8(text).map_err(|_| "it is not text".to_owned())?;
+    let mut entries = Vec::new();
+    for line in text.split_inclusive('\n').skip(1) {
+        let Some(line) = line.strip_suffix('\n') else {
+            break;
+        };
+        let bytes = data_encoding::BASE64URL_NOPAD
+            .decode(line.as_bytes())
+            .map_err(|error| error.to_string())?;
+        entries.push(SignedEntry::read(&bytes).map_err(|error| error.to_string())?);
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use proto::entry::{Body, Broker, Entry};
+    use proto::key::{Domain, Hash};
+
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new() -> Scratch {
+            let mut name = [0; 8];
+            getrandom::fill(&mut name).unwrap();
+            let name = format!("causeway-directory-{:016x}", u64::from_be_bytes(name));
+            Scratch(std::env::temp_dir().join(name))
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _gone = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn authority() -> SigningKey {
+        SigningKey::from_seed(&[1; 32])
+    }
+
+    fn genesis() -> SignedEntry {
+        Entry {
+            number: 0,
+            previous: Hash([0; 32]),
+            issued: 0,
+            body: Body::Genesis {
+                authority: authority().public(),
+                recovery: Hash::of(Domain::RecoveryKey, b"none"),
+            },
+        }
+        .sign(&authority())
+    }
+
+    fn named() -> SignedEntry {
+        Entry {
+            number: 1,
+            previous: genesis().hash(),
+            issued: 0,
+            body: Body::Broker(Broker {
+                key: SigningKey::from_seed(&[2; 32]).public(),
+                store: StoreId([3; 16]),
+                addresses: Vec::new(),
+            }),
+        }
+        .sign(&authority())
+    }
+
+    fn new() -> New {
+        New {
+            key: SigningKey::from_seed(&[2; 32]),
+            about: About {
+                mesh: Some(genesis().hash()),
+                authority: authority().public(),
+                store_id: StoreId([3; 16]),
+                store: StoreUrl::Redb,
+                authority_directory: None,
+            },
+            entries: vec![genesis()],
+        }
+    }
+
+    #[test]
+    fn what_init_wrote_open_reads() {
+        let scratch = Scratch::new();
+        init(&scratch.0, &new()).unwrap();
+        let directory = open(&scratch.0).unwrap();
+        assert_eq!(directory.key().public(), new().key.public());
+        assert_eq!(*directory.about(), new().about);
+        assert_eq!(directory.ledger().unwrap(), [genesis()]);
+    }
+
+    #[test]
+    fn a_directory_that_was_only_prepared_leaves_nothing() {
+        let scratch = Scratch::new();
+        drop(prepare(&scratch.0, &new()).unwrap());
+        assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
+        assert!(matches!(
+            open(&scratch.0),
+            Err(DirectoryError::Missing { .. })
+        ));
+    }
+
+    #[test]
+    fn what_a_crashed_init_left_does_not_hinder_the_next() {
+        let scratch = Scratch::new();
+        fs::create_dir_all(scratch.0.join("broker.new/broker.key")).unwrap();
+        init(&scratch.0, &new()).unwrap();
+        assert!(open(&scratch.0).is_ok());
+    }
+
+    #[test]
+    fn a_second_init_is_refused_and_changes_nothing() {
+        let scratch = Scratch::new();
+        init(&scratch.0, &new()).unwrap();
+        let other = New {
+            key: SigningKey::from_seed(&[9; 32]),
+            ..new()
+        };
+        assert!(matches!(
+            init(&scratch.0, &other),
+            Err(DirectoryError::Exists { .. })
+        ));
+        assert_eq!(open(&scratch.0).unwrap().key().public(), new().key.public());
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused_with_the_command_that_helps() {
+        let scratch = Scratch::new();
+        init(&scratch.0, &new()).unwrap();
+        let key = scratch.0.join("broker/broker.key");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = open(&scratch.0).err().unwrap().to_string();
+        assert!(error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_key_is_named_without_what_it_holds() {
+        let scratch = Scratch::new();
+        init(&scratch.0, &new()).unwrap();
+        fs::write(scratch.0.join("broker/broker.key"), "c2VjcmV0\n").unwrap();
+        let error = open(&scratch.0).err().unwrap().to_string();
+        assert!(error.contains("broker.key"), "{error}");
+        assert!(!error.contains("c2Vj"), "{error}");
+    }
+
+    #[test]
+    fn entries_appended_after_a_torn_line_are_whole() {
+        let scratch = Scratch::new();
+        init(&scratch.0, &new()).unwrap();
+        let path = scratch.0.join("broker/ledger");
+        let mut text = fs::read(&path).unwrap();
+        text.extend_from_slice(b"dG9ybg");
+        fs::write(&path, text).unwrap();
+        let directory = open(&scratch.0).unwrap();
+        assert_eq!(directory.ledger().unwrap(), [genesis()]);
+        directory.append(&[named()]).unwrap();
+        assert_eq!(directory.ledger().unwrap(), [genesis(), named()]);
+    }
+
+    #[test]
+    fn a_waiting_broker_keeps_the_mesh_it_was_told() {
+        let scratch = Scratch::new();
+        let mut waiting = new();
+        waiting.about.mesh = None;
+        init(&scratch.0, &waiting).unwrap();
+        let mut directory = open(&scratch.0).unwrap();
+        assert_eq!(directory.about().mesh, None);
+        directory.set_mesh(genesis().hash()).unwrap();
+        assert_eq!(
+            open(&scratch.0).unwrap().about().mesh,
+            Some(genesis().hash())
+        );
+    }
+
+    #[test]
+    fn an_authority_within_reach_of_the_broker_is_refused() {
+        let scratch = Scratch::new();
+        let mut inside = new();
+        inside.about.authority_directory = Some(scratch.0.join("broker/authority"));
+        assert!(matches!(
+            init(&scratch.0, &inside),
+            Err(DirectoryError::Inside { .. })
+        ));
+    }
+
+    #[test]
+    fn stores_are_named_in_one_of_two_ways() {
+        for good in [
+            "redb",
+            "etcd://a:2379/mesh",
+            "etcd://10.0.0.1:1,[::1]:2/a/b",
+        ] {
+            assert_eq!(good.parse::<StoreUrl>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "sqlite",
+            "etcd://",
+            "etcd://a:1",
+            "etcd://a:1/",
+            "etcd://a,b:1/x",
+        ] {
+            assert!(bad.parse::<StoreUrl>().is_err(), "{bad}");
+        }
+    }
+}
