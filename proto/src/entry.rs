@@ -17,6 +17,8 @@ pub const MAX_PREFIXES: usize = 256;
 pub const MAX_BROKER_ADDRESSES: usize = 8;
 const MAX_KEYS: usize = 4096;
 const MAX_CLOSINGS: usize = 256;
+/// In bytes, with its signature. Several fit a frame, with room for what is around them.
+pub const MAX_ENTRY: usize = 160 * 1024;
 
 /// Which store judges a grant's window and uses. Brokers that share a store share its id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -172,6 +174,20 @@ impl Entry {
         out.finish()
     }
 
+    /// Whether others could read it once it is signed.
+    pub(crate) fn check_form(&self) -> Result<(), BlobError> {
+        self.body.check_lengths()?;
+        let payload = self.payload();
+        if payload.len() + SIGNATURE > MAX_ENTRY {
+            return Err(BlobError::Long);
+        }
+        if Entry::read(&payload)? == *self {
+            Ok(())
+        } else {
+            Err(BlobError::Field("form"))
+        }
+    }
+
     fn read(payload: &[u8]) -> Result<Entry, BlobError> {
         let mut from = Reader::new(payload);
         match from.u8()? {
@@ -190,6 +206,46 @@ impl Entry {
 }
 
 impl Body {
+    /// A longer list could not even be written.
+    fn check_lengths(&self) -> Result<(), BlobError> {
+        let fits = match self {
+            Body::Grant(grant) => {
+                grant.prefixes.len() <= MAX_PREFIXES && grant.service_prefixes.len() <= MAX_PREFIXES
+            }
+            Body::Prefixes {
+                added,
+                added_service,
+                removed,
+                ..
+            } => [added, added_service, removed]
+                .iter()
+                .all(|prefixes| prefixes.len() <= MAX_PREFIXES),
+            Body::Revocation { keys, closings } => {
+                keys.len() <= MAX_KEYS
+                    && closings.len() <= MAX_CLOSINGS
+                    && closings
+                        .iter()
+                        .all(|closing| closing.stay.len() <= MAX_KEYS)
+            }
+            Body::Broker(broker) => {
+                if !broker
+                    .addresses
+                    .iter()
+                    .all(|address| is_broker_address(address))
+                {
+                    return Err(BlobError::Field("broker address"));
+                }
+                broker.addresses.len() <= MAX_BROKER_ADDRESSES
+            }
+            Body::Genesis { .. }
+            | Body::SiteRevoked { .. }
+            | Body::BrokerRemoved { .. }
+            | Body::Authority { .. }
+            | Body::Settlement { .. } => true,
+        };
+        if fits { Ok(()) } else { Err(BlobError::Long) }
+    }
+
     fn write(&self, out: &mut Writer) {
         match self {
             Body::Genesis {
@@ -334,6 +390,9 @@ impl GrantRole {
 impl SignedEntry {
     /// Reads the form only; [`SignedEntry::verify`] says whether it was signed.
     pub fn read(bytes: &[u8]) -> Result<SignedEntry, BlobError> {
+        if bytes.len() > MAX_ENTRY {
+            return Err(BlobError::Long);
+        }
         let length = bytes.len().checked_sub(SIGNATURE).ok_or(BlobError::Short)?;
         let (payload, _) = bytes.split_at(length);
         Ok(SignedEntry {

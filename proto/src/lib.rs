@@ -13,6 +13,8 @@ pub mod entry;
 pub mod frame;
 pub mod hello;
 pub mod key;
+pub mod ledger;
+pub mod ledger_file;
 pub mod message;
 pub mod name;
 pub mod prefix;
