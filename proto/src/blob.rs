@@ -93,8 +93,9 @@ impl Writer {
         self.raw(&signature.0)
     }
 
+    /// An IPv4 address that a dual-stack socket showed as IPv6 is written as what it is.
     pub fn address(&mut self, address: IpAddr) -> &mut Writer {
-        match address {
+        match address.to_canonical() {
             IpAddr::V4(address) => self.u8(4).raw(&address.octets()),
             IpAddr::V6(address) => self.u8(6).raw(&address.octets()),
         }

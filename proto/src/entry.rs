@@ -3,11 +3,12 @@
 //! Whether an entry belongs into a ledger, and what holds because of it, is `ledger`'s matter.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use ip_network::IpNetwork;
 use thiserror::Error;
 
-use crate::blob::{BlobError, Reader, Writer, is_plain};
+use crate::blob::{BlobError, MAX_TEXT, Reader, Writer};
 use crate::key::{BadSignature, Domain, Hash, PublicKey, Signature, SigningKey};
 use crate::name::Name;
 
@@ -17,6 +18,8 @@ pub const MAX_PREFIXES: usize = 256;
 pub const MAX_BROKER_ADDRESSES: usize = 8;
 const MAX_KEYS: usize = 4096;
 const MAX_CLOSINGS: usize = 256;
+/// As written. Not 0, which must never read as more than none.
+const UNLIMITED: u32 = u32::MAX;
 /// In bytes, with its signature. Several fit a frame, with room for what is around them.
 pub const MAX_ENTRY: usize = 160 * 1024;
 
@@ -348,7 +351,7 @@ impl Grant {
         .u64(self.not_after)
         .u32(match self.uses {
             Uses::AtMost(uses) => uses,
-            Uses::Unlimited => 0,
+            Uses::Unlimited => UNLIMITED,
         })
         .key(&self.join_key)
         .raw(&self.store.0)
@@ -368,7 +371,8 @@ impl Grant {
             not_before: from.u64()?,
             not_after: from.u64()?,
             uses: match from.u32()? {
-                0 => Uses::Unlimited,
+                0 => return Err(BlobError::Field("number of uses")),
+                UNLIMITED => Uses::Unlimited,
                 uses => Uses::AtMost(uses),
             },
             join_key: from.key("join key")?,
@@ -449,14 +453,26 @@ impl SignedEntry {
     }
 }
 
-/// `host:port` with a port that can be dialled.
+/// `host:port` with a port that can be dialled; the host a name or an address, IPv6 in brackets.
 pub fn is_broker_address(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else {
         return false;
     };
-    is_plain(text)
-        && !host.is_empty()
-        && !text.contains(' ')
+    let host_fits = match host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+        }
+    };
+    text.len() <= MAX_TEXT
+        && host_fits
+        && port.bytes().all(|byte| byte.is_ascii_digit())
         && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 

@@ -58,7 +58,7 @@ pub enum Domain {
 pub enum KeyError {
     #[error("a key is 32 bytes in base64")]
     Form,
-    #[error("this key is no point of the curve, or one of its few weak points")]
+    #[error("this key is no point of the curve in its one form, or one of its few weak points")]
     Weak,
 }
 
@@ -94,9 +94,12 @@ impl Domain {
 }
 
 impl PublicKey {
-    /// Refuses what is no point of the curve, and the points of low order, for which signatures
-    /// prove nothing.
+    /// Refuses what is no point of the curve, a second form of one, and the points of low order,
+    /// for which signatures prove nothing.
     pub fn new(bytes: [u8; 32]) -> Result<PublicKey, KeyError> {
+        if !is_below_prime(&bytes) {
+            return Err(KeyError::Weak);
+        }
         match ed25519_dalek::VerifyingKey::from_bytes(&bytes) {
             Ok(key) if !key.is_weak() => Ok(PublicKey(bytes)),
             Ok(_) | Err(_) => Err(KeyError::Weak),
@@ -154,16 +157,19 @@ impl Hash {
     }
 }
 
-/// The points of order 1, 2, 4 and 8, with their encodings above the prime: a key exchange with
-/// any of them has a result that everybody knows.
-const LOW_ORDER: [[u8; 32]; 7] = {
+/// Whether the number in the low 255 bits is below 2^255 - 19: only then is it the one form of
+/// its point.
+fn is_below_prime(bytes: &[u8; 32]) -> bool {
+    let [first, middle @ .., last] = bytes;
+    *first < 0xed || middle.iter().any(|byte| *byte != 0xff) || last & 0x7f != 0x7f
+}
+
+/// The points of order 1, 2, 4 and 8: a key exchange with any of them has a result that everybody
+/// knows.
+const LOW_ORDER: [[u8; 32]; 5] = {
     let mut minus_one = [0xff; 32];
     minus_one[0] = 0xec;
     minus_one[31] = 0x7f;
-    let mut prime = minus_one;
-    prime[0] = 0xed;
-    let mut prime_and_one = minus_one;
-    prime_and_one[0] = 0xee;
     let mut one = [0; 32];
     one[0] = 1;
     [
@@ -180,17 +186,14 @@ const LOW_ORDER: [[u8; 32]; 7] = {
             0xd0, 0x9f, 0x11, 0x57,
         ],
         minus_one,
-        prime,
-        prime_and_one,
     ]
 };
 
 impl WireguardKey {
-    /// Refuses keys of low order, whatever their top bit, which X25519 ignores.
+    /// Refuses keys of low order, and every second form of a key: X25519 would take it, and a copy
+    /// of another's key would not look like one. What `wg` makes is always the first form.
     pub fn new(bytes: [u8; 32]) -> Result<WireguardKey, KeyError> {
-        let mut masked = bytes;
-        masked[31] &= 0x7f;
-        if LOW_ORDER.contains(&masked) {
+        if bytes[31] & 0x80 != 0 || !is_below_prime(&bytes) || LOW_ORDER.contains(&bytes) {
             return Err(KeyError::Weak);
         }
         Ok(WireguardKey(bytes))

@@ -1,5 +1,7 @@
 //! Which prefixes a site may have at all, and when two overlap.
 
+use std::net::Ipv6Addr;
+
 use ip_network::IpNetwork;
 use thiserror::Error;
 
@@ -30,7 +32,7 @@ pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
 /// What no ledger can give to a site. Judged by overlap, so that a half of the Internet, which
 /// would hold all of it, is refused too.
 pub fn check(prefix: IpNetwork) -> Result<(), RefusedPrefix> {
-    if prefix.netmask() == 0 {
+    if prefix.netmask() == 0 || holds_public_ipv6(prefix) {
         return Err(RefusedPrefix::Default);
     }
     for (text, why) in NEVER {
@@ -40,6 +42,16 @@ pub fn check(prefix: IpNetwork) -> Result<(), RefusedPrefix> {
         }
     }
     Ok(())
+}
+
+/// `2000::/3` is all there is to reach: it is a default route by another name.
+fn holds_public_ipv6(prefix: IpNetwork) -> bool {
+    match prefix {
+        IpNetwork::V4(_) => false,
+        IpNetwork::V6(prefix) => {
+            prefix.netmask() <= 3 && prefix.contains(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0))
+        }
+    }
 }
 
 const NEVER: &[(&str, RefusedPrefix)] = &[
