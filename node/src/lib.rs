@@ -1,3 +1,25 @@
-//! What every node does whatever its role.
+//! What every node does whatever its role: its state directory, joining and leaving a mesh, and
+//! staying in touch with brokers.
+//!
+//! What is trusted is decided by `proto::mesh`; gateway and agent make use of it.
 
 #![forbid(unsafe_code)]
+
+pub mod back_off;
+mod cache;
+mod contacts;
+mod durable;
+pub mod join;
+pub mod journal;
+pub mod leave;
+pub mod refusal;
+pub mod session;
+pub mod state;
+pub mod tls;
+
+/// Unix seconds by this machine's clock.
+pub fn now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

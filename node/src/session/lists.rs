@@ -1,0 +1,142 @@
+//! What takes several requests: the ledger in pieces, nodes and uses page by page.
+
+use proto::entry::SignedEntry;
+use proto::frame::MAX_FRAME;
+use proto::key::Hash;
+use proto::message::{GrantUse, NodeStatus, Reply, Request};
+
+use super::{Failure, Session, Why};
+
+/// No list of ours comes near these; a broker that goes on for ever is left.
+const MAX_PIECES: usize = 256;
+const MAX_PAGES: usize = 4096;
+/// Room for what stands around the entries in a frame.
+const PIECE: usize = MAX_FRAME / 2;
+
+/// What a broker has of the ledger beyond what the caller has.
+pub struct Fetched {
+    /// As received, parents first; they prove themselves.
+    pub entries: Vec<Vec<u8>>,
+    /// The broker's heads.
+    pub heads: Vec<Hash>,
+}
+
+impl Session {
+    /// The entries that are not behind `heads`.
+    pub async fn fetch_ledger(&mut self, heads: &[Hash]) -> Result<Fetched, Failure> {
+        let mut fetched = Fetched {
+            entries: Vec::new(),
+            heads: Vec::new(),
+        };
+        let mut asked: Vec<[u8; 32]> = heads.iter().map(|head| head.0).collect();
+        for _ in 0..MAX_PIECES {
+            let request = Request::Ledger {
+                heads: asked.clone(),
+            };
+            let reply = self.call(request).await?;
+            let Reply::Ledger {
+                entries,
+                heads,
+                more,
+            } = reply
+            else {
+                return Err(self.failed(Why::OutOfOrder));
+            };
+            // The heads of what has come so far: the last entry, as parents come first.
+            if let Some(last) = entries
+                .last()
+                .and_then(|bytes| SignedEntry::read(bytes).ok())
+            {
+                asked.push(last.hash().0);
+            } else if more {
+                return Err(self.failed(Why::Endless));
+            }
+            fetched.entries.extend(entries);
+            fetched.heads = heads.into_iter().map(Hash).collect();
+            if !more {
+                return Ok(fetched);
+            }
+        }
+        Err(self.failed(Why::Endless))
+    }
+
+    /// Hands over entries, parents first; the broker's heads afterwards.
+    pub async fn put_ledger<'a>(
+        &mut self,
+        entries: impl IntoIterator<Item = &'a SignedEntry>,
+    ) -> Result<Vec<Hash>, Failure> {
+        let mut taken = Vec::new();
+        let mut piece = Vec::new();
+        let mut length = 0;
+        let mut entries = entries.into_iter().peekable();
+        while let Some(entry) = entries.next() {
+            length += entry.bytes().len();
+            piece.push(entry.bytes().to_vec());
+            if length < PIECE && entries.peek().is_some() {
+                continue;
+            }
+            length = 0;
+            let request = Request::PutLedger {
+                entries: std::mem::take(&mut piece),
+            };
+            let reply = self.call(request).await?;
+            let Reply::LedgerTaken { heads } = reply else {
+                return Err(self.failed(Why::OutOfOrder));
+            };
+            taken = heads.into_iter().map(Hash).collect();
+        }
+        Ok(taken)
+    }
+
+    /// In the order of their identities. Nothing of it is verified here.
+    pub async fn list_nodes(&mut self) -> Result<Vec<NodeStatus>, Failure> {
+        let mut nodes: Vec<NodeStatus> = Vec::new();
+        let mut after = None;
+        for _ in 0..MAX_PAGES {
+            let reply = self.call(Request::ListNodes { after }).await?;
+            let Reply::Nodes(page) = reply else {
+                return Err(self.failed(Why::OutOfOrder));
+            };
+            let Some(last) = page.last() else {
+                return Ok(nodes);
+            };
+            let Some(identity) = identity(last) else {
+                return Err(self.failed(Why::OutOfOrder));
+            };
+            if after.is_some_and(|after| after >= identity) {
+                return Err(self.failed(Why::Endless));
+            }
+            after = Some(identity);
+            nodes.extend(page);
+        }
+        Err(self.failed(Why::Endless))
+    }
+
+    /// In the order of grants and use numbers. Nothing of it is verified here.
+    pub async fn list_uses(&mut self) -> Result<Vec<GrantUse>, Failure> {
+        let mut uses: Vec<GrantUse> = Vec::new();
+        let mut after = None;
+        for _ in 0..MAX_PAGES {
+            let reply = self.call(Request::ListUses { after }).await?;
+            let Reply::Uses(page) = reply else {
+                return Err(self.failed(Why::OutOfOrder));
+            };
+            let Some(last) = page.last() else {
+                return Ok(uses);
+            };
+            let reached = (last.grant, last.use_number);
+            if after.is_some_and(|after| after >= reached) {
+                return Err(self.failed(Why::Endless));
+            }
+            after = Some(reached);
+            uses.extend(page);
+        }
+        Err(self.failed(Why::Endless))
+    }
+}
+
+fn identity(status: &NodeStatus) -> Option<[u8; 32]> {
+    let member = proto::record::Member::read(&status.member).ok()?;
+    let record = proto::record::SignedRecord::read(&member.record).ok()?;
+    Some(*record.record().identity.as_bytes())
+}
