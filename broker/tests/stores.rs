@@ -1,0 +1,10 @@
+//! The stores: one conformance suite for all, and what each must survive.
+
+#![cfg(test)]
+
+#[path = "stores/conformance.rs"]
+mod conformance;
+#[path = "stores/given.rs"]
+mod given;
+#[path = "stores/redb.rs"]
+mod redb;
