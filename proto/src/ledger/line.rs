@@ -115,6 +115,11 @@ impl Line {
         extends && !judges_others
     }
 
+    /// Whether it holds, or would if its branch did.
+    pub(super) fn is_live(&self, at: usize) -> bool {
+        matches!(self.places[at], Place::Line | Place::Branch)
+    }
+
     pub(super) fn extend(&mut self) {
         self.head = Some(self.places.len());
         self.places.push(Place::Line);

@@ -24,7 +24,7 @@ pub enum SigningError {
     Forked { split: Head },
     #[error("the ledger is not forked; there is nothing to settle")]
     NotForked,
-    #[error("{} is no head of the fork; `causeway ledger show` lists them", .0.short())]
+    #[error("{} is no entry that another may follow now; `causeway ledger show` lists the heads", .0.short())]
     NoHead(Hash),
     #[error("prefix {prefix} overlaps {other} of site {site}; give one that no other site has")]
     Overlap {
@@ -102,45 +102,18 @@ impl Ledger {
         self.next_after(self.head_at(previous).hash, issued, body)
     }
 
-    /// The same on a chosen branch: `previous` is the head, or one of the heads of a fork.
+    /// The same behind a chosen entry: the head, or one of the heads of a fork. A change of
+    /// authority may follow any entry: what the old authority signed behind that entry is void.
     pub fn next_after(
         &self,
         previous: Hash,
         issued: u64,
         body: Body,
     ) -> Result<Entry, SigningError> {
-        let at = self.line.head.ok_or(SigningError::Empty)?;
-        let heads = match self.line.branches.as_slice() {
-            [] => &[at],
-            branches => branches,
-        };
-        let head_of = |hash: Hash| {
-            heads
-                .iter()
-                .copied()
-                .find(|&at| self.links[at].signed.hash() == hash)
-                .ok_or(SigningError::NoHead(hash))
-        };
-        let parent = head_of(previous)?;
-        let before = match &body {
-            Body::Settlement { .. } if self.line.branches.is_empty() => {
-                return Err(SigningError::NotForked);
-            }
-            Body::Settlement { other } if *other == previous => {
-                return Err(SigningError::NoHead(*other));
-            }
-            Body::Settlement { other } => self.links[head_of(*other)?].number(),
-            Body::Genesis { .. }
-            | Body::Grant(_)
-            | Body::Prefixes { .. }
-            | Body::Revocation { .. }
-            | Body::SiteRevoked { .. }
-            | Body::Broker(_)
-            | Body::BrokerRemoved { .. }
-            | Body::Authority { .. } => 0,
-        };
+        let parent = self.parent_for(previous, &body)?;
+        let settled = self.settled_by(previous, &body)?;
         self.check_body(parent, &body)?;
-        let before = before.max(self.links[parent].number());
+        let before = settled.unwrap_or(0).max(self.links[parent].number());
         let entry = Entry {
             number: before.checked_add(1).ok_or(SigningError::TooLarge)?,
             previous,
@@ -154,15 +127,59 @@ impl Ledger {
         Ok(entry)
     }
 
+    fn parent_for(&self, previous: Hash, body: &Body) -> Result<usize, SigningError> {
+        if !matches!(body, Body::Authority { .. }) {
+            return self.live_head(previous);
+        }
+        self.index
+            .get(&previous)
+            .copied()
+            .filter(|&at| self.line.is_live(at))
+            .ok_or(SigningError::NoHead(previous))
+    }
+
+    fn live_head(&self, hash: Hash) -> Result<usize, SigningError> {
+        let at = self.line.head.ok_or(SigningError::Empty)?;
+        let heads = match self.line.branches.as_slice() {
+            [] => &[at],
+            branches => branches,
+        };
+        heads
+            .iter()
+            .copied()
+            .find(|&at| self.links[at].signed.hash() == hash)
+            .ok_or(SigningError::NoHead(hash))
+    }
+
+    /// The number of the other head that a settlement names.
+    fn settled_by(&self, previous: Hash, body: &Body) -> Result<Option<u64>, SigningError> {
+        match body {
+            Body::Settlement { .. } if self.line.branches.is_empty() => {
+                Err(SigningError::NotForked)
+            }
+            Body::Settlement { other } if *other == previous => Err(SigningError::NoHead(*other)),
+            Body::Settlement { other } => {
+                let at = self.live_head(*other)?;
+                Ok(Some(self.links[at].number()))
+            }
+            Body::Genesis { .. }
+            | Body::Grant(_)
+            | Body::Prefixes { .. }
+            | Body::Revocation { .. }
+            | Body::SiteRevoked { .. }
+            | Body::Broker(_)
+            | Body::BrokerRemoved { .. }
+            | Body::Authority { .. } => Ok(None),
+        }
+    }
+
     /// Up from the split along what was known first.
     fn own_head(&self, mut at: usize) -> usize {
-        let is_live = |at: &usize| {
-            matches!(
-                self.line.places[*at],
-                super::Place::Line | super::Place::Branch
-            )
+        let first_live = |at: usize| {
+            let children = self.links[at].children.iter().copied();
+            children.filter(|&at| self.line.is_live(at)).min()
         };
-        while let Some(&child) = self.links[at].children.iter().find(|at| is_live(at)) {
+        while let Some(child) = first_live(at) {
             at = child;
         }
         at
