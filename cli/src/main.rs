@@ -2,27 +2,64 @@
 
 #![forbid(unsafe_code)]
 
+mod ask;
+mod authority;
+mod brokers;
+mod command;
+mod config;
 mod drops;
 mod logging;
 mod name;
+mod outlook;
+mod parse;
+mod print;
+mod private;
+#[cfg(test)]
+mod scratch;
+mod secret;
+mod signing;
+mod time;
 mod wg;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Joins private networks over the fastest WireGuard there is.
 #[derive(Debug, Parser)]
 #[command(name = "causeway", version)]
 struct Arguments {
+    /// A TOML file whose keys are the names of flags; flags and environment go before it.
+    #[arg(long, global = true, value_name = "FILE", env = "CAUSEWAY_CONFIG")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a mesh, serve its nodes, and say which brokers it has.
+    #[command(subcommand)]
+    Broker(command::broker::Command),
+    /// Make, show and revoke the tokens with which machines join a site.
+    #[command(subcommand)]
+    Token(command::token::Command),
+    /// Make this machine a node of a site, with a token.
+    Join(command::join::Arguments),
+    /// Say goodbye and delete this node's keys.
+    Leave(command::leave::Arguments),
+    /// Show and change sites and their prefixes.
+    #[command(subcommand)]
+    Site(command::site::Command),
+    /// Show and revoke nodes.
+    #[command(subcommand)]
+    Node(command::node::Command),
+    /// Show, carry and mend what the authority has signed.
+    #[command(subcommand)]
+    Ledger(command::ledger::Command),
     /// Serve one interface as a drop-in user-space WireGuard.
     Wg(wg::Arguments),
     /// Show why packets were dropped.
@@ -31,18 +68,57 @@ enum Command {
 
 /// Under this name the program is the subcommand `wg`, as wg-quick starts it.
 const WG_NAME: &str = "causeway-wg";
+const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse_from(expand_name(std::env::args_os().collect()));
-    logging::start();
-    let done = match arguments.command {
-        Command::Wg(arguments) => wg::run(arguments),
-        Command::Drops(arguments) => drops::run(&arguments).map(|()| ExitCode::SUCCESS),
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let arguments = match parse_words(expand_name(words.clone())) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
     };
+    let done = secret::leave_environment(&words, wants_token(&arguments.command)).and_then(|()| {
+        logging::start();
+        run(arguments.command)
+    });
     done.unwrap_or_else(|error| {
         eprintln!("causeway: {error:#}");
-        ExitCode::FAILURE
+        if error.is::<command::Usage>() {
+            ExitCode::from(USAGE)
+        } else {
+            ExitCode::FAILURE
+        }
     })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Wg(arguments) => return wg::run(arguments),
+        Command::Drops(arguments) => drops::run(&arguments),
+        Command::Broker(command) => command::broker::run(command),
+        Command::Token(command) => command::token::run(command),
+        Command::Join(arguments) => command::join::run(arguments),
+        Command::Leave(arguments) => command::leave::run(&arguments),
+        Command::Site(command) => command::site::run(command),
+        Command::Node(command) => command::node::run(command),
+        Command::Ledger(command) => command::ledger::run(command),
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+/// The token of the environment is for `join` alone.
+fn wants_token(command: &Command) -> bool {
+    if let Command::Join(arguments) = command {
+        arguments.wants_token()
+    } else {
+        false
+    }
+}
+
+fn parse_words(words: Vec<OsString>) -> Result<Arguments, clap::Error> {
+    let mut command = config::apply(Arguments::command(), &words)
+        .map_err(|why| Arguments::command().error(ErrorKind::InvalidValue, why))?;
+    let matches = command.try_get_matches_from_mut(words)?;
+    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 /// `causeway-wg wg0` means `causeway wg wg0`.
@@ -65,14 +141,14 @@ mod tests {
 
     fn parse(line: &str) -> Result<Command, clap::Error> {
         let words = line.split(' ').map(OsString::from).collect();
-        Arguments::try_parse_from(expand_name(words)).map(|arguments| arguments.command)
+        parse_words(expand_name(words)).map(|arguments| arguments.command)
     }
 
     fn parse_wg(line: &str) -> wg::Arguments {
-        match parse(line).unwrap() {
-            Command::Wg(arguments) => arguments,
-            Command::Drops(_) => panic!("{line} is drops"),
-        }
+        let Command::Wg(arguments) = parse(line).unwrap() else {
+            panic!("{line} is not wg");
+        };
+        arguments
     }
 
     #[test]

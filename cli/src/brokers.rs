@@ -1,0 +1,251 @@
+//! The brokers that an operator's command can reach: what they have, and telling them what is new.
+//! One that cannot be reached is a word to the operator, never an error by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::Context;
+use node::session::{Failure, Session};
+use proto::entry::SignedEntry;
+use proto::key::{Hash, MeshId, PublicKey, SigningKey};
+use proto::ledger::Ledger;
+use proto::message::{GrantUse, NodeStatus, Refusal};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+pub(crate) struct Brokers {
+    runtime: Runtime,
+    reached: Vec<Session>,
+    /// Of those reached by TLS.
+    keys: BTreeSet<PublicKey>,
+    failures: Vec<String>,
+}
+
+/// As whom a command calls. The local socket asks nobody.
+#[derive(Clone, Copy)]
+pub(crate) enum Caller<'a> {
+    Authority(&'a SigningKey),
+    Node {
+        identity: &'a SigningKey,
+        enrolment: &'a [u8],
+    },
+    /// Whoever may open the local socket.
+    Local,
+}
+
+/// A broker as the ledger or a node's membership names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) address: String,
+    pub(crate) pin: PublicKey,
+}
+
+/// What came of handing over.
+#[derive(Default)]
+pub(crate) struct Told {
+    pub(crate) by: Vec<String>,
+    pub(crate) refused: Vec<String>,
+}
+
+/// While connections are opened.
+#[derive(Default)]
+struct Found {
+    reached: Vec<Session>,
+    keys: BTreeSet<PublicKey>,
+    failures: Vec<String>,
+}
+
+impl Brokers {
+    pub(crate) fn none() -> anyhow::Result<Brokers> {
+        Ok(Brokers {
+            runtime: runtime()?,
+            reached: Vec::new(),
+            keys: BTreeSet::new(),
+            failures: Vec::new(),
+        })
+    }
+
+    pub(crate) fn reach(
+        socket: &Path,
+        places: Vec<Place>,
+        mesh: MeshId,
+        caller: Caller<'_>,
+    ) -> anyhow::Result<Brokers> {
+        let mut brokers = Brokers::none()?;
+        let mut found = Found::default();
+        brokers.runtime.block_on(async {
+            if socket.exists() {
+                match Session::connect_local(socket, mesh).await {
+                    Ok((session, _)) => found.reached.push(session),
+                    Err(failure) => found.failures.push(failure.to_string()),
+                }
+            }
+            if !matches!(caller, Caller::Local) {
+                found.connect(places, mesh, caller).await;
+            }
+        });
+        brokers.reached = found.reached;
+        brokers.keys = found.keys;
+        brokers.failures = found.failures;
+        Ok(brokers)
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        !self.reached.is_empty()
+    }
+
+    /// The keys of those that were reached by TLS.
+    pub(crate) fn keys(&self) -> BTreeSet<PublicKey> {
+        self.keys.clone()
+    }
+
+    /// Why which could not be reached.
+    pub(crate) fn failures(&self) -> &[String] {
+        &self.failures
+    }
+
+    /// What brokers have of this ledger's mesh and it lacks. Nothing of it is verified.
+    pub(crate) fn fetch(&mut self, ledger: &Ledger) -> Vec<SignedEntry> {
+        let heads = ledger.heads();
+        let mut found = Vec::new();
+        for session in &mut self.reached {
+            match self.runtime.block_on(session.fetch_ledger(&heads)) {
+                Ok(fetched) => {
+                    for bytes in fetched.entries {
+                        match SignedEntry::read(&bytes) {
+                            Ok(entry) => found.push(entry),
+                            Err(why) => self.failures.push(format!(
+                                "{}: it sent a ledger entry that cannot be read: {why}",
+                                session.address()
+                            )),
+                        }
+                    }
+                }
+                Err(failure) if is_empty(&failure) => {}
+                Err(failure) => self.failures.push(failure.to_string()),
+            }
+        }
+        found
+    }
+
+    /// Hands each what it lacks.
+    pub(crate) fn tell(&mut self, ledger: &Ledger) -> Told {
+        let mut told = Told::default();
+        for session in &mut self.reached {
+            let address = session.address().to_owned();
+            let done = self.runtime.block_on(hand_over(session, ledger));
+            match done {
+                Ok(()) => told.by.push(address),
+                Err(failure) => told.refused.push(failure.to_string()),
+            }
+        }
+        told
+    }
+
+    /// All uses of grants that any of them knows, in order and without repetition.
+    pub(crate) fn uses(&mut self) -> Vec<GrantUse> {
+        let mut found: BTreeMap<([u8; 32], u32, [u8; 32]), GrantUse> = BTreeMap::new();
+        for session in &mut self.reached {
+            match self.runtime.block_on(session.list_uses()) {
+                Ok(uses) => found.extend(
+                    uses.into_iter()
+                        .map(|taken| ((taken.grant, taken.use_number, taken.identity), taken)),
+                ),
+                Err(failure) => self.failures.push(failure.to_string()),
+            }
+        }
+        found.into_values().collect()
+    }
+
+    /// All that any of them lists. A node may come twice, from two stores.
+    pub(crate) fn nodes(&mut self) -> Vec<NodeStatus> {
+        let mut found = Vec::new();
+        for session in &mut self.reached {
+            match self.runtime.block_on(session.list_nodes()) {
+                Ok(nodes) => found.extend(nodes),
+                Err(failure) => self.failures.push(failure.to_string()),
+            }
+        }
+        found
+    }
+}
+
+impl Found {
+    /// To all at once; of several addresses of one broker the first that works is kept.
+    async fn connect(&mut self, places: Vec<Place>, mesh: MeshId, caller: Caller<'_>) {
+        let mut opening = JoinSet::new();
+        for Place { address, pin } in places {
+            opening.spawn(async move { (pin, Session::connect(&address, pin, mesh).await) });
+        }
+        let mut failed: BTreeMap<PublicKey, Vec<String>> = BTreeMap::new();
+        while let Some(opened) = opening.join_next().await {
+            // A task neither panics nor is it ended from outside.
+            let Ok((pin, opened)) = opened else { continue };
+            if self.keys.contains(&pin) {
+                continue;
+            }
+            match opened {
+                Ok((session, _)) => match authenticate(session, caller).await {
+                    Ok(session) => {
+                        self.reached.push(session);
+                        self.keys.insert(pin);
+                    }
+                    Err(failure) => failed.entry(pin).or_default().push(failure.to_string()),
+                },
+                Err(failure) => failed.entry(pin).or_default().push(failure.to_string()),
+            }
+        }
+        failed.retain(|pin, _| !self.keys.contains(pin));
+        self.failures.extend(failed.into_values().flatten());
+    }
+}
+
+/// Where the ledger says that brokers are.
+pub(crate) fn places(ledger: &Ledger) -> Vec<Place> {
+    let brokers = ledger.charter().brokers.iter();
+    brokers
+        .flat_map(|broker| {
+            broker.addresses.iter().map(|address| Place {
+                address: address.clone(),
+                pin: broker.key,
+            })
+        })
+        .collect()
+}
+
+async fn authenticate(mut session: Session, caller: Caller<'_>) -> Result<Session, Failure> {
+    match caller {
+        Caller::Authority(key) => session.authenticate_authority(key).await?,
+        Caller::Node {
+            identity,
+            enrolment,
+        } => session.authenticate_node(identity, enrolment).await?,
+        Caller::Local => {}
+    }
+    Ok(session)
+}
+
+async fn hand_over(session: &mut Session, ledger: &Ledger) -> Result<(), Failure> {
+    let heads: Vec<Hash> = match session.fetch_ledger(&ledger.heads()).await {
+        Ok(fetched) => fetched.heads,
+        Err(failure) if is_empty(&failure) => Vec::new(),
+        Err(failure) => return Err(failure),
+    };
+    let missing = ledger.missing(&heads);
+    if !missing.is_empty() {
+        session.put_ledger(missing).await?;
+    }
+    Ok(())
+}
+
+/// A broker that waits for its ledger has none to give.
+fn is_empty(failure: &Failure) -> bool {
+    failure.refusal() == Some(&Refusal::NotReady)
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start what talks to brokers")
+}

@@ -1,0 +1,296 @@
+//! `causeway site list | show | add-prefix | remove-prefix | revoke`.
+
+use anyhow::{Context, bail};
+use ip_network::IpNetwork;
+use proto::entry::{Body, Role};
+use proto::ledger::{Charter, GrantState, PrefixState, SitePrefix};
+use proto::name::Name;
+use serde::Serialize;
+
+use crate::ask;
+use crate::command::{Output, Signing};
+use crate::outlook::{Listed, Outlook};
+use crate::parse;
+use crate::print::{self, Table};
+use crate::signing::Desk;
+use crate::time;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Show all sites.
+    List(List),
+    /// Show one site with its prefixes, tokens and nodes.
+    Show(Show),
+    /// Give a site more prefixes.
+    AddPrefix(AddPrefix),
+    /// Take prefixes from a site.
+    RemovePrefix(RemovePrefix),
+    /// Cut a site off: all its nodes, tokens and prefixes.
+    Revoke(Revoke),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    signing: Signing,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    signing: Signing,
+    #[arg(value_name = "NAME", value_parser = parse::name)]
+    site: Name,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddPrefix {
+    #[command(flatten)]
+    signing: Signing,
+    #[arg(value_name = "NAME", value_parser = parse::name)]
+    site: Name,
+    #[arg(value_name = "PREFIX", value_parser = parse::cidr, required = true)]
+    prefixes: Vec<IpNetwork>,
+    /// They are prefixes of services, whose replies must return through the node that translated.
+    #[arg(long, env = "CAUSEWAY_SERVICE", value_parser = clap::builder::FalseyValueParser::new())]
+    service: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RemovePrefix {
+    #[command(flatten)]
+    signing: Signing,
+    #[arg(value_name = "NAME", value_parser = parse::name)]
+    site: Name,
+    #[arg(value_name = "PREFIX", value_parser = parse::cidr, required = true)]
+    prefixes: Vec<IpNetwork>,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Revoke {
+    #[command(flatten)]
+    signing: Signing,
+    #[arg(value_name = "NAME", value_parser = parse::name)]
+    site: Name,
+    /// Do not ask.
+    #[arg(long, env = "CAUSEWAY_YES", value_parser = clap::builder::FalseyValueParser::new())]
+    yes: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(crate) fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::List(arguments) => list(&arguments),
+        Command::Show(arguments) => show(&arguments),
+        Command::AddPrefix(arguments) => add_prefix(&arguments),
+        Command::RemovePrefix(arguments) => remove_prefix(&arguments),
+        Command::Revoke(arguments) => revoke(&arguments),
+    }
+}
+
+#[derive(Serialize)]
+struct Site {
+    site: String,
+    prefixes: Vec<Prefix>,
+    /// `None` where no broker could be asked.
+    gateways: Option<usize>,
+    agents: Option<usize>,
+    open_tokens: usize,
+}
+
+#[derive(Serialize)]
+struct Prefix {
+    prefix: String,
+    service: bool,
+    state: String,
+}
+
+fn prefix(held: &SitePrefix) -> Prefix {
+    Prefix {
+        prefix: held.prefix.to_string(),
+        service: held.service,
+        state: match &held.state {
+            PrefixState::Owned => "owned".to_owned(),
+            PrefixState::Overlaps { site, prefix } => {
+                format!("quarantined: overlaps {prefix} of site {site}, which had it first")
+            }
+            PrefixState::Quarantined => "quarantined: the ledger is forked".to_owned(),
+            PrefixState::Refused(why) => format!("refused: {why}"),
+        },
+    }
+}
+
+fn site(charter: &Charter, name: &Name, nodes: Option<&[Listed]>) -> Site {
+    let count = |role: Role| {
+        nodes.map(|nodes| {
+            let here = nodes.iter().filter(|listed| {
+                let record = listed.record.record();
+                record.site == *name && record.role == role && listed.is_good(charter)
+            });
+            here.count()
+        })
+    };
+    let now = time::now();
+    let open = charter.grants.values().filter(|standing| {
+        standing.grant.site == *name
+            && standing.state == GrantState::Open
+            && now <= standing.grant.not_after
+    });
+    Site {
+        site: name.to_string(),
+        prefixes: charter.prefixes_of(name).map(prefix).collect(),
+        gateways: count(Role::Gateway),
+        agents: count(Role::Agent),
+        open_tokens: open.count(),
+    }
+}
+
+fn list(arguments: &List) -> anyhow::Result<()> {
+    let mut outlook = Outlook::open(&arguments.signing)?;
+    let nodes = outlook.nodes();
+    let charter = outlook.charter();
+    let sites: Vec<Site> = charter
+        .sites()
+        .into_iter()
+        .map(|name| site(charter, name, nodes.as_deref()))
+        .collect();
+    if arguments.output.json {
+        return print::json(&sites);
+    }
+    let number = |count: Option<usize>| count.map_or("?".to_owned(), |count| count.to_string());
+    let mut table = Table::new(["site", "prefixes", "gateways", "agents", "open tokens"]);
+    for site in sites {
+        let prefixes: Vec<String> = site.prefixes.iter().map(in_short).collect();
+        table.row([
+            site.site,
+            print::list(&prefixes),
+            number(site.gateways),
+            number(site.agents),
+            site.open_tokens.to_string(),
+        ]);
+    }
+    print::data(&table.text())
+}
+
+fn in_short(prefix: &Prefix) -> String {
+    let service = if prefix.service { " (service)" } else { "" };
+    let fault = if prefix.state == "owned" { "" } else { " (!)" };
+    format!("{}{service}{fault}", prefix.prefix)
+}
+
+fn show(arguments: &Show) -> anyhow::Result<()> {
+    let mut outlook = Outlook::open(&arguments.signing)?;
+    refuse_unknown(outlook.charter(), &arguments.site)?;
+    let nodes = outlook.nodes();
+    let charter = outlook.charter();
+    let site = site(charter, &arguments.site, nodes.as_deref());
+    if arguments.output.json {
+        return print::json(&site);
+    }
+    let number = |count: Option<usize>| count.map_or("?".to_owned(), |count| count.to_string());
+    let mut text = format!(
+        "site         {}\ngateways     {}\nagents       {}\nopen tokens  {}\n",
+        site.site,
+        number(site.gateways),
+        number(site.agents),
+        site.open_tokens
+    );
+    let mut table = Table::new(["prefix", "kind", "state"]);
+    for prefix in site.prefixes {
+        let kind = if prefix.service { "service" } else { "plain" };
+        table.row([prefix.prefix, kind.to_owned(), prefix.state]);
+    }
+    text.push('\n');
+    text.push_str(&table.text());
+    print::data(&text)
+}
+
+fn refuse_unknown(charter: &Charter, name: &Name) -> anyhow::Result<()> {
+    if charter.sites().contains(&name) {
+        return Ok(());
+    }
+    bail!(
+        "there is no site {name}; `causeway site list` shows those there are, `causeway token create --site {name}` makes one"
+    );
+}
+
+fn add_prefix(arguments: &AddPrefix) -> anyhow::Result<()> {
+    let given = arguments.prefixes.clone();
+    let (added, added_service) = if arguments.service {
+        (Vec::new(), given)
+    } else {
+        (given, Vec::new())
+    };
+    let body = Body::Prefixes {
+        site: arguments.site.clone(),
+        added,
+        added_service,
+        removed: Vec::new(),
+    };
+    change(&arguments.signing, &arguments.site, body, arguments.output)
+}
+
+fn remove_prefix(arguments: &RemovePrefix) -> anyhow::Result<()> {
+    let body = Body::Prefixes {
+        site: arguments.site.clone(),
+        added: Vec::new(),
+        added_service: Vec::new(),
+        removed: arguments.prefixes.clone(),
+    };
+    change(&arguments.signing, &arguments.site, body, arguments.output)
+}
+
+fn change(signing: &Signing, name: &Name, body: Body, output: Output) -> anyhow::Result<()> {
+    let mut desk = Desk::open(signing)?;
+    desk.sign(body)
+        .with_context(|| format!("site {name} was not changed"))?;
+    let site = site(desk.charter(), name, None);
+    let prefixes: Vec<String> = site.prefixes.iter().map(in_short).collect();
+    eprintln!("Site {name} now has: {}", print::list(&prefixes));
+    desk.hand_over();
+    if output.json {
+        print::json(&site)?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Revoked {
+    site: String,
+    entry: u64,
+}
+
+fn revoke(arguments: &Revoke) -> anyhow::Result<()> {
+    let mut desk = Desk::open(&arguments.signing)?;
+    let name = &arguments.site;
+    refuse_unknown(desk.charter(), name)?;
+    let prefixes: Vec<IpNetwork> = desk
+        .charter()
+        .prefixes_of(name)
+        .map(|held| held.prefix)
+        .collect();
+    eprintln!(
+        "This cuts off every node of site {name}, closes all its tokens and takes its prefixes ({}). It cannot be undone; the nodes would have to join again with new tokens.",
+        print::list(&prefixes)
+    );
+    ask::confirm("Revoke it?", arguments.yes)?;
+    let entry = desk.sign(Body::SiteRevoked { site: name.clone() })?;
+    eprintln!("Site {name} is revoked.");
+    desk.hand_over();
+    if arguments.output.json {
+        print::json(&Revoked {
+            site: name.to_string(),
+            entry: entry.entry().number,
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! Data on standard output: text, JSON, tables. Words for people go to standard error.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+use serde::Serialize;
+
+/// Prints and is content if whoever read it has seen enough.
+pub(crate) fn data(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.context("cannot print the result; check standard output"),
+    }
+}
+
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    text.push('\n');
+    data(&text)
+}
+
+/// Columns under headings, as wide as their longest cell, two spaces apart.
+pub(crate) struct Table {
+    columns: usize,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Table {
+        Table {
+            columns: N,
+            rows: vec![headings.map(str::to_uppercase).to_vec()],
+        }
+    }
+
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        debug_assert_eq!(N, self.columns);
+        self.rows.push(cells.to_vec());
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.columns).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let cells: Vec<String> = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:width$}", width = *width))
+                .collect();
+            text.push_str(cells.join("  ").trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// "1 node", "3 nodes".
+pub(crate) fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// `a, b, c`; a dash for nothing.
+pub(crate) fn list<T: ToString>(values: &[T]) -> String {
+    if values.is_empty() {
+        return "-".to_owned();
+    }
+    let texts: Vec<String> = values.iter().map(ToString::to_string).collect();
+    texts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_lines_end_without_spaces() {
+        let mut table = Table::new(["site", "prefixes"]);
+        table.row(["berlin".to_owned(), "10.1.0.0/16".to_owned()]);
+        table.row(["x".to_owned(), String::new()]);
+        assert_eq!(table.text(), "SITE    PREFIXES\nberlin  10.1.0.0/16\nx\n");
+    }
+
+    #[test]
+    fn numbers_have_their_plural() {
+        assert_eq!(count(0, "entry", "entries"), "0 entries");
+        assert_eq!(count(1, "entry", "entries"), "1 entry");
+        assert_eq!(list::<u8>(&[]), "-");
+        assert_eq!(list(&[1, 2]), "1, 2");
+    }
+}
