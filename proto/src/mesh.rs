@@ -113,15 +113,15 @@ impl Mesh {
             Inserted::New => {}
         }
         if was_forked || self.charter().fork.is_some() {
-            self.handle_fork();
+            self.judge_all();
         } else {
             self.handle_body(&body);
         }
         Ok(Taken::New)
     }
 
-    /// With a fork anything may have changed.
-    fn handle_fork(&mut self) {
+    /// After what may have changed anything.
+    fn judge_all(&mut self) {
         self.prefixes_changed();
         self.events.insert(Event::BrokersChanged);
         self.events.insert(Event::ProblemsChanged);
@@ -135,6 +135,8 @@ impl Mesh {
             Body::Broker(_) | Body::BrokerRemoved { .. } => {
                 self.events.insert(Event::BrokersChanged);
             }
+            // What a revoked broker has counted counts no more.
+            Body::Revocation { keys, .. } if self.is_any_broker(keys) => self.judge_all(),
             Body::Revocation { keys, closings } => {
                 let mut concerned: Vec<PublicKey> = keys.clone();
                 for closing in closings {
@@ -145,8 +147,13 @@ impl Mesh {
             Body::Genesis { .. }
             | Body::SiteRevoked { .. }
             | Body::Authority { .. }
-            | Body::Settlement { .. } => self.handle_fork(),
+            | Body::Settlement { .. } => self.judge_all(),
         }
+    }
+
+    fn is_any_broker(&self, keys: &[PublicKey]) -> bool {
+        let mut brokers = self.charter().counted_by.iter();
+        brokers.any(|(broker, _)| keys.contains(broker))
     }
 
     fn prefixes_changed(&mut self) {
@@ -289,11 +296,14 @@ impl Mesh {
             (Place::Present, Place::Present) if !new_record => return,
             (_, Place::Present) => Event::NodeChanged(identity),
             (Place::Present, Place::Withdrawn) => Event::NodeWithdrawn(identity),
-            (Place::Present, Place::Disputed(_) | Place::Out(Standing::Quarantined)) => {
-                Event::NodeHidden(identity)
-            }
+            (
+                Place::Present,
+                Place::Disputed(_) | Place::Uncounted(_) | Place::Out(Standing::Quarantined),
+            ) => Event::NodeHidden(identity),
             (Place::Present, Place::Out(_)) => Event::NodeRevoked(identity),
-            (Place::Withdrawn | Place::Disputed(_) | Place::Out(_), _) => return,
+            (Place::Withdrawn | Place::Disputed(_) | Place::Uncounted(_) | Place::Out(_), _) => {
+                return;
+            }
         };
         self.events.insert(event);
     }
@@ -393,6 +403,10 @@ impl Mesh {
         let local: Vec<&SitePrefix> = all
             .iter()
             .filter(|prefix| Some(&prefix.site) == self.local_site.as_ref())
+            .filter(|prefix| match prefix.state {
+                PrefixState::Owned | PrefixState::Overlaps { .. } => true,
+                PrefixState::Quarantined | PrefixState::Refused(_) => false,
+            })
             .collect();
         let mut prefixes = all.clone();
         for prefix in &mut prefixes {
@@ -504,6 +518,7 @@ impl Place {
         match self {
             Place::Present | Place::Withdrawn => Ok(taken),
             Place::Out(standing) => chain::check_standing(standing).map(|()| taken),
+            Place::Uncounted(broker) => Err(MemberRefusal::ForeignBroker(broker)),
             Place::Disputed(other) => Err(MemberRefusal::TwoForOneUse(other)),
         }
     }
@@ -527,3 +542,6 @@ fn addresses(presence: &Presence) -> BTreeSet<IpAddr> {
         .chain(presence.lan_address)
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,8 @@ pub(super) enum Place {
     Withdrawn,
     /// Out, for what the ledger says.
     Out(Standing),
+    /// Out, because this broker may not have counted it: it came with a branch of a fork.
+    Uncounted(PublicKey),
     /// Out, because this other identity holds the same use.
     Disputed(PublicKey),
 }
@@ -173,7 +175,7 @@ impl Register {
             .get(of)
             .into_iter()
             .flatten()
-            .filter(|contender| charter.standing(&of.0, &contender.identity) == Standing::Good)
+            .filter(|contender| contender.counts(of, charter))
             .copied()
             .collect()
     }
@@ -185,7 +187,10 @@ impl Register {
         if standing != Standing::Good {
             return Some(Place::Out(standing));
         }
-        let of = held.of();
+        let (of, broker) = (held.of(), held.enrolment.broker);
+        if !may_count(&of.0, &broker, charter) {
+            return Some(Place::Uncounted(broker));
+        }
         if self.holder(&of, charter) != Some(*identity) {
             let other = self
                 .good_contenders(&of, charter)
@@ -221,8 +226,7 @@ impl Register {
             let held = &self.held;
             if let Some(contenders) = self.uses.get_mut(&of) {
                 contenders.retain(|known| {
-                    held.contains_key(&known.identity)
-                        && charter.standing(&of.0, &known.identity) == Standing::Good
+                    held.contains_key(&known.identity) && known.counts(&of, charter)
                 });
                 if let (Some(first), true) =
                     (contenders.first(), contenders.len() >= MAX_CONTENDERS)
@@ -357,6 +361,19 @@ impl Register {
             }
         }
     }
+}
+
+impl Contender {
+    fn counts(&self, of: &(Hash, u32), charter: &Charter) -> bool {
+        charter.standing(&of.0, &self.identity) == Standing::Good
+            && may_count(&of.0, &self.broker, charter)
+    }
+}
+
+fn may_count(grant: &Hash, broker: &PublicKey, charter: &Charter) -> bool {
+    charter
+        .grant(grant)
+        .is_some_and(|standing| charter.may_count(broker, &standing.grant.store))
 }
 
 impl Held {

@@ -1,0 +1,9 @@
+//! What is taken and what is refused, seen from outside.
+
+mod bits;
+mod chain;
+mod fork;
+mod order;
+mod scene;
+mod shown;
+mod uses;
