@@ -9,6 +9,7 @@ pub mod back_off;
 mod cache;
 mod contacts;
 mod durable;
+pub mod follow;
 pub mod join;
 pub mod journal;
 pub mod leave;

@@ -550,6 +550,3 @@ impl fmt::Display for Uses {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

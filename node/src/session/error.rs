@@ -61,6 +61,10 @@ pub enum Why {
     NoReply,
     #[error("its list does not come to an end")]
     Endless,
+    #[error("it has not sent all it has within {} s", .0.as_secs())]
+    Withholding(Duration),
+    #[error("the ledger has removed this broker")]
+    Removed,
     #[error("TLS could not be set up: {0}")]
     Tls(rustls::Error),
     #[error("the local socket takes neither joins nor logins")]

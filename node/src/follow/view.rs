@@ -1,0 +1,195 @@
+//! What a node knows, for whoever runs it: only what has been verified and, if it was new, is
+//! durable.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use proto::entry::Broker;
+use proto::key::{Hash, MeshId, PublicKey};
+use proto::ledger::SitePrefix;
+use proto::mesh::Node;
+use proto::message::Refusal;
+use proto::name::Name;
+
+use super::Refused;
+use crate::state::LocalNode;
+
+#[derive(Clone, Debug)]
+pub struct View {
+    pub mesh: MeshId,
+    pub site: Name,
+    pub node: Name,
+    pub identity: PublicKey,
+    /// In good standing, without this node itself.
+    pub peers: BTreeMap<PublicKey, Arc<Peer>>,
+    /// All of the ledger, with what this receiver makes of each.
+    pub prefixes: Arc<Vec<SitePrefix>>,
+    /// Of the ledger, in force.
+    pub brokers: Arc<Vec<Broker>>,
+    /// Of the ledger.
+    pub heads: Arc<Vec<Hash>>,
+    pub problems: Vec<Problem>,
+    pub broker: BrokerState,
+    /// Unix seconds of the last time that all a broker had was taken.
+    pub last_sync: Option<u64>,
+    pub refused: Refused,
+}
+
+/// A node with the addresses that may be used; those inside another site's prefixes are not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub node: Node,
+    pub candidates: Vec<SocketAddr>,
+    pub lan_address: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BrokerState {
+    Connected {
+        address: String,
+    },
+    /// What is shown was verified before; no broker is connected, for these reasons.
+    Cached {
+        reasons: Vec<String>,
+    },
+    /// Nothing is known, and no broker can be reached.
+    Unreachable {
+        reasons: Vec<String>,
+    },
+}
+
+/// What a person should look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    Mesh(proto::mesh::Problem),
+    /// Another living node has this node's name.
+    NameTaken {
+        holder: String,
+        heard_s: u64,
+    },
+    /// The broker does not take this node's record, or this node.
+    NotTaken {
+        by: String,
+        refusal: Refusal,
+    },
+    CacheUnwritable {
+        why: String,
+    },
+    CacheDamaged {
+        path: PathBuf,
+        lines: usize,
+    },
+    /// Ahead of the broker's if positive.
+    ClockOff {
+        seconds: i64,
+    },
+    SequenceExhausted,
+    /// The broker has shown entries whose predecessors it keeps to itself.
+    EntriesWithheld {
+        count: usize,
+    },
+}
+
+impl View {
+    pub(super) fn empty(local: &LocalNode) -> View {
+        View {
+            mesh: local.membership.mesh,
+            site: local.membership.site().clone(),
+            node: local.membership.node.clone(),
+            identity: local.identity_key(),
+            peers: BTreeMap::new(),
+            prefixes: Arc::default(),
+            brokers: Arc::default(),
+            heads: Arc::default(),
+            problems: Vec::new(),
+            broker: BrokerState::Unreachable {
+                reasons: Vec::new(),
+            },
+            last_sync: None,
+            refused: Refused::default(),
+        }
+    }
+}
+
+impl BrokerState {
+    pub fn name(&self) -> &'static str {
+        match self {
+            BrokerState::Connected { .. } => "connected",
+            BrokerState::Cached { .. } => "cached",
+            BrokerState::Unreachable { .. } => "unreachable",
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::Mesh(problem) => problem.fmt(out),
+            Problem::NameTaken { holder, heard_s } => write!(
+                out,
+                "this node's name is held by another living node ({holder}), heard {heard_s} s ago"
+            ),
+            Problem::NotTaken { by, refusal } => write!(
+                out,
+                "broker {by} refuses this node: {}",
+                crate::refusal::sentence(refusal, crate::now())
+            ),
+            Problem::CacheUnwritable { why } => write!(
+                out,
+                "what brokers send cannot be stored and is not used, save revocations: {why}"
+            ),
+            Problem::CacheDamaged { path, lines } => {
+                write!(
+                    out,
+                    "{lines} lines of {} were damaged and are left out",
+                    path.display()
+                )
+            }
+            Problem::ClockOff { seconds } => write!(
+                out,
+                "this machine's clock is {} s {} the broker's",
+                seconds.unsigned_abs(),
+                if *seconds > 0 { "ahead of" } else { "behind" }
+            ),
+            Problem::SequenceExhausted => {
+                out.write_str("there is no number left for this node's next record")
+            }
+            Problem::EntriesWithheld { count } => write!(
+                out,
+                "the broker has sent {count} ledger entries without those before them"
+            ),
+        }
+    }
+}
+
+impl Problem {
+    /// What to do next.
+    pub fn next(&self) -> String {
+        match self {
+            Problem::Mesh(problem) => problem.next(),
+            Problem::NameTaken { .. } => {
+                "join again under another name (`causeway leave`, then `join --node`), or stop the other node; it is tried again by itself".to_owned()
+            }
+            Problem::NotTaken { refusal, .. } if crate::refusal::is_passing(refusal) => {
+                "it is tried again by itself; see the broker's log if it lasts".to_owned()
+            }
+            Problem::NotTaken { .. } => {
+                "see to what the broker says; a node that is no longer one joins again with a new token".to_owned()
+            }
+            Problem::CacheUnwritable { .. } => {
+                "make room on the disk or make it writable; it is tried again by itself".to_owned()
+            }
+            Problem::CacheDamaged { .. } => {
+                "nothing: it is fetched from a broker again; see to the disk if it happens twice".to_owned()
+            }
+            Problem::ClockOff { .. } => "set the clock of the one that is wrong".to_owned(),
+            Problem::SequenceExhausted => "join again with a new token and another state directory".to_owned(),
+            Problem::EntriesWithheld { .. } => {
+                "hand the broker the ledger with `causeway ledger push`; if that does not help, do not trust it".to_owned()
+            }
+        }
+    }
+}
