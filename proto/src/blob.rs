@@ -290,3 +290,194 @@ pub fn is_plain(text: &str) -> bool {
         && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
         && text.trim() == text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn written(write: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        let mut out = Writer::new();
+        write(&mut out);
+        out.finish()
+    }
+
+    #[test]
+    fn numbers_are_big_endian_and_lengths_come_before() {
+        let bytes = written(|out| {
+            out.u8(1)
+                .u16(0x0203)
+                .u32(0x0405_0607)
+                .u64(0x0809_0a0b_0c0d_0e0f);
+            out.text("ab")
+                .bytes(&[7; 3])
+                .list(&[1_u8, 2], |out, value| {
+                    out.u8(*value);
+                });
+            out.option(None::<u8>, |out, value| out.u8(value))
+                .option(Some(5), |out, value| out.u8(value));
+        });
+        assert_eq!(
+            bytes,
+            [
+                1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 2, b'a', b'b', 0, 0, 0, 3, 7, 7,
+                7, 0, 2, 1, 2, 0, 1, 5
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_left_over_or_missing_is_refused() {
+        let mut from = Reader::new(&[1, 2]);
+        assert_eq!(from.u8(), Ok(1));
+        assert_eq!(from.u16(), Err(BlobError::Short));
+        assert_eq!(from.finish(), Err(BlobError::Long));
+        assert_eq!(Reader::new(&[0xff; 4]).bytes(), Err(BlobError::Short));
+        assert_eq!(Reader::new(&[0, 0, 0, 1]).bytes(), Err(BlobError::Short));
+    }
+
+    #[test]
+    fn a_text_that_could_move_a_cursor_is_refused() {
+        for bad in ["a\n", "\u{1b}[2J", " a", "a ", "é", "a\u{7f}", "\0"] {
+            let bytes = written(|out| {
+                out.text(bad);
+            });
+            assert_eq!(
+                Reader::new(&bytes).text("text"),
+                Err(BlobError::Field("text")),
+                "{bad:?}"
+            );
+        }
+        for good in ["", "eu west 1", "~!"] {
+            let bytes = written(|out| {
+                out.text(good);
+            });
+            assert_eq!(Reader::new(&bytes).text("text"), Ok(good.to_owned()));
+        }
+    }
+
+    #[test]
+    fn one_address_has_one_form() {
+        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+        let plain: IpAddr = "192.0.2.1".parse().unwrap();
+        let bytes = written(|out| {
+            out.address(mapped);
+        });
+        assert_eq!(bytes, [4, 192, 0, 2, 1]);
+        assert_eq!(Reader::new(&bytes).address("address"), Ok(plain));
+        let mut long = vec![6];
+        long.extend("::ffff:192.0.2.1".parse::<Ipv6Addr>().unwrap().octets());
+        assert_eq!(
+            Reader::new(&long).address("address"),
+            Err(BlobError::Field("address"))
+        );
+        assert_eq!(
+            Reader::new(&[5; 17]).address("address"),
+            Err(BlobError::Field("address"))
+        );
+        assert_eq!(
+            Reader::new(&[4, 192, 0, 2, 1, 0, 0]).endpoint("endpoint"),
+            Err(BlobError::Field("endpoint"))
+        );
+    }
+
+    #[test]
+    fn a_prefix_has_no_host_bits_and_a_length_of_its_family() {
+        let read = |bytes: &[u8]| Reader::new(bytes).prefix("prefix");
+        assert_eq!(
+            read(&[4, 10, 0, 0, 0, 8]),
+            Ok("10.0.0.0/8".parse().unwrap())
+        );
+        for bad in [
+            [4, 10, 0, 0, 1, 8],
+            [4, 10, 0, 0, 0, 33],
+            [4, 10, 0, 0, 0, 255],
+        ] {
+            assert_eq!(read(&bad), Err(BlobError::Field("prefix")));
+        }
+        let mut six = [0; 18];
+        six[0] = 6;
+        six[17] = 129;
+        assert_eq!(read(&six), Err(BlobError::Field("prefix")));
+    }
+
+    #[test]
+    fn a_choice_is_0_or_1() {
+        assert_eq!(
+            Reader::new(&[2]).flag("flag"),
+            Err(BlobError::Field("flag"))
+        );
+        assert_eq!(
+            Reader::new(&[2, 1]).option("option", Reader::u8),
+            Err(BlobError::Field("option"))
+        );
+        assert_eq!(
+            Reader::new(&[1, 7]).option("option", Reader::u8),
+            Ok(Some(7))
+        );
+        assert_eq!(Reader::new(&[0]).option("option", Reader::u8), Ok(None));
+    }
+
+    #[test]
+    fn a_list_is_as_long_as_it_says_and_not_longer_than_allowed() {
+        let read = |bytes: &[u8], most| Reader::new(bytes).list("list", most, Reader::u8);
+        assert_eq!(read(&[0, 2, 5, 6], 2), Ok(vec![5, 6]));
+        assert_eq!(read(&[0, 3, 5, 6, 7], 2), Err(BlobError::Field("list")));
+        assert_eq!(read(&[0x0f, 0xff, 5], MAX_LIST), Err(BlobError::Short));
+        assert_eq!(
+            read(&[0xff, 0xff, 5], usize::MAX),
+            Err(BlobError::Field("list"))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_reader_panic_and_what_is_read_is_written_alike(
+            bytes in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let used = |from: &Reader<'_>| bytes[..bytes.len() - from.0.len()].to_vec();
+            macro_rules! alike {
+                ($read:expr, $write:expr) => {
+                    let mut from = Reader::new(&bytes);
+                    if let Ok(value) = $read(&mut from) {
+                        let mut out = Writer::new();
+                        let _ = $write(&mut out, value);
+                        prop_assert_eq!(out.finish(), used(&from));
+                    }
+                };
+            }
+            alike!(|from: &mut Reader<'_>| from.text("x"), |out: &mut Writer, value: String| {
+                out.text(&value);
+            });
+            alike!(|from: &mut Reader<'_>| from.name("x"), |out: &mut Writer, value: Name| {
+                out.name(&value);
+            });
+            alike!(|from: &mut Reader<'_>| from.endpoint("x"), |out: &mut Writer, value| {
+                out.endpoint(value);
+            });
+            alike!(|from: &mut Reader<'_>| from.prefix("x"), |out: &mut Writer, value| {
+                out.prefix(value);
+            });
+            alike!(|from: &mut Reader<'_>| from.key("x"), |out: &mut Writer, value: PublicKey| {
+                out.key(&value);
+            });
+            alike!(
+                |from: &mut Reader<'_>| from.wireguard_key("x"),
+                |out: &mut Writer, value: WireguardKey| {
+                    out.wireguard_key(&value);
+                }
+            );
+        }
+
+        #[test]
+        fn addresses_come_back_as_they_went(address in any::<IpAddr>(), port in 1..=u16::MAX) {
+            let bytes = written(|out| {
+                out.endpoint(SocketAddr::new(address, port));
+            });
+            let mut from = Reader::new(&bytes);
+            let read = from.endpoint("endpoint");
+            prop_assert_eq!(read, Ok(SocketAddr::new(address.to_canonical(), port)));
+            prop_assert_eq!(from.finish(), Ok(()));
+        }
+    }
+}

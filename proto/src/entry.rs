@@ -550,3 +550,6 @@ impl fmt::Display for Uses {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

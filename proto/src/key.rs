@@ -268,3 +268,177 @@ impl fmt::Debug for WireguardKey {
         fmt::Display::fmt(self, out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const DOMAINS: [Domain; 9] = [
+        Domain::Entry,
+        Domain::Recovery,
+        Domain::RecoveryKey,
+        Domain::Join,
+        Domain::Consent,
+        Domain::Enrolment,
+        Domain::Record,
+        Domain::Session,
+        Domain::Verified,
+    ];
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_seed(&[seed; 32])
+    }
+
+    #[test]
+    fn a_signature_holds_for_one_key_one_domain_and_one_message() {
+        let signature = key(1).sign(Domain::Entry, b"message");
+        assert_eq!(
+            key(1)
+                .public()
+                .verify(Domain::Entry, b"message", &signature),
+            Ok(())
+        );
+        assert!(
+            key(2)
+                .public()
+                .verify(Domain::Entry, b"message", &signature)
+                .is_err()
+        );
+        assert!(
+            key(1)
+                .public()
+                .verify(Domain::Entry, b"messagf", &signature)
+                .is_err()
+        );
+        for other in DOMAINS
+            .into_iter()
+            .filter(|domain| *domain != Domain::Entry)
+        {
+            assert!(
+                key(1)
+                    .public()
+                    .verify(other, b"message", &signature)
+                    .is_err()
+            );
+        }
+    }
+
+    #[test]
+    fn no_domain_begins_another() {
+        for one in DOMAINS {
+            assert!(!one.text().contains('\0'));
+            for other in DOMAINS.into_iter().filter(|other| *other != one) {
+                assert!(!other.before(b"").starts_with(&one.before(b"")));
+                assert_ne!(Hash::of(one, b"x"), Hash::of(other, b"x"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_signature_with_the_group_order_added_is_refused() {
+        // The order of the base point, little-endian.
+        let order: [u8; 32] = [
+            0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9,
+            0xde, 0x14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
+        ];
+        let mut signature = key(1).sign(Domain::Record, b"message");
+        let mut carry = 0_u16;
+        for (byte, add) in signature.0[32..].iter_mut().zip(order) {
+            carry += u16::from(*byte) + u16::from(add);
+            *byte = carry.to_le_bytes()[0];
+            carry >>= 8;
+        }
+        assert_eq!(
+            key(1)
+                .public()
+                .verify(Domain::Record, b"message", &signature),
+            Err(BadSignature)
+        );
+    }
+
+    #[test]
+    fn weak_points_and_second_forms_are_no_keys() {
+        let mut weak: Vec<[u8; 32]> = vec![[0; 32]];
+        let mut one = [0; 32];
+        one[0] = 1;
+        weak.push(one);
+        // p - 1, p, p + 1 and the point after, each with either top bit.
+        for low in [0xec, 0xed, 0xee, 0xf1] {
+            let mut near = [0xff; 32];
+            near[0] = low;
+            weak.push(near);
+            near[31] = 0x7f;
+            weak.push(near);
+        }
+        for bytes in weak {
+            assert_eq!(PublicKey::new(bytes), Err(KeyError::Weak), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_wireguard_key_has_one_form_and_is_not_of_low_order() {
+        let good = [9; 32];
+        assert!(WireguardKey::new(good).is_ok());
+        let mut with_top_bit = good;
+        with_top_bit[31] |= 0x80;
+        assert_eq!(WireguardKey::new(with_top_bit), Err(KeyError::Weak));
+        for low in LOW_ORDER {
+            assert_eq!(WireguardKey::new(low), Err(KeyError::Weak));
+        }
+        for low in 0xed..=0xff {
+            let mut above = [0xff; 32];
+            above[0] = low;
+            above[31] = 0x7f;
+            assert_eq!(WireguardKey::new(above), Err(KeyError::Weak));
+        }
+    }
+
+    #[test]
+    fn keys_and_hashes_read_only_the_form_they_are_printed_in() {
+        let key = key(1).public();
+        let text = key.to_string();
+        assert_eq!(text.parse(), Ok(key));
+        for bad in [
+            format!("{text}="),
+            format!(" {text}"),
+            text[1..].to_owned(),
+            String::new(),
+            format!("{text}{text}"),
+        ] {
+            assert_eq!(bad.parse::<PublicKey>(), Err(KeyError::Form), "{bad}");
+        }
+        let hash = Hash::of(Domain::Entry, b"x");
+        let text = hash.to_string();
+        assert_eq!(text.parse(), Ok(hash));
+        assert_eq!(text.to_uppercase().parse::<Hash>(), Err(KeyError::Form));
+        assert_eq!(text[2..].parse::<Hash>(), Err(KeyError::Form));
+        assert_eq!(hash.short(), text[..12]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_of_signature_or_message_is_refused(
+            message in proptest::collection::vec(any::<u8>(), 1..40),
+            bit in any::<prop::sample::Index>(),
+        ) {
+            let mut signed = message.clone();
+            signed.extend(key(1).sign(Domain::Record, &message).0);
+            let bit = bit.index(signed.len() * 8);
+            signed[bit / 8] ^= 1 << (bit % 8);
+            let (message, signature) = signed.split_at(message.len());
+            let signature = Signature(signature.try_into().unwrap());
+            prop_assert!(key(1).public().verify(Domain::Record, message, &signature).is_err());
+        }
+
+        #[test]
+        fn no_bytes_make_a_key_panic(bytes in any::<[u8; 32]>(), signature in any::<[u8; 32]>()) {
+            let _ = WireguardKey::new(bytes);
+            if let Ok(key) = PublicKey::new(bytes) {
+                let mut both = [0; 64];
+                both[..32].copy_from_slice(&signature);
+                prop_assert!(key.verify(Domain::Record, b"x", &Signature(both)).is_err());
+            }
+        }
+    }
+}

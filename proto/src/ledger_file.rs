@@ -99,3 +99,101 @@ fn read_line(line: &[u8], number: usize) -> Result<SignedEntry, LedgerFileError>
         .map_err(|_| LedgerFileError::Encoding(number))?;
     SignedEntry::read(&bytes).map_err(|why| LedgerFileError::Entry { line: number, why })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Body, Entry};
+    use crate::key::SigningKey;
+    use crate::ledger::Ledger;
+    use proptest::prelude::*;
+
+    fn entries() -> Vec<SignedEntry> {
+        let key = SigningKey::from_seed(&[1; 32]);
+        let first =
+            Ledger::genesis(5, key.public(), &SigningKey::from_seed(&[2; 32]).public()).sign(&key);
+        let second = Entry {
+            number: 1,
+            previous: first.hash(),
+            issued: 6,
+            body: Body::SiteRevoked {
+                site: "a".parse().unwrap(),
+            },
+        }
+        .sign(&key);
+        vec![first, second]
+    }
+
+    fn parsed(entries: &[SignedEntry], torn_tail: bool) -> Result<Parsed, LedgerFileError> {
+        Ok(Parsed {
+            entries: entries.to_vec(),
+            torn_tail,
+        })
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let entries = entries();
+        let whole = text(&entries);
+        assert!(whole.starts_with("causeway ledger 1\n"));
+        assert_eq!(whole.lines().count(), 3);
+        assert_eq!(parse(&whole), parsed(&entries, false));
+        assert_eq!(parse(text(&[])), parsed(&[], false));
+        assert_eq!(
+            whole,
+            format!("{HEADER}\n{}{}", line(&entries[0]), line(&entries[1]))
+        );
+    }
+
+    #[test]
+    fn a_tail_torn_anywhere_costs_only_its_own_line() {
+        let entries = entries();
+        let whole = text(&entries);
+        let kept = text(&entries[..1]).len();
+        for cut in kept + 1..whole.len() - 1 {
+            assert_eq!(parse(&whole[..cut]), parsed(&entries[..1], true), "{cut}");
+        }
+        assert_eq!(parse(&whole[..kept]), parsed(&entries[..1], false));
+        // Only the end of the line is missing.
+        assert_eq!(parse(&whole[..whole.len() - 1]), parsed(&entries, true));
+        let mut zeros = whole.clone().into_bytes();
+        zeros.extend([0, 0, 0xff]);
+        assert_eq!(parse(zeros), parsed(&entries, true));
+    }
+
+    #[test]
+    fn a_damaged_line_is_named() {
+        let whole = text(&entries());
+        let damaged = whole.replacen('\n', "\n!", 1);
+        assert_eq!(parse(damaged), Err(LedgerFileError::Encoding(2)));
+        let empty = format!("{whole}\n");
+        assert_eq!(
+            parse(empty),
+            Err(LedgerFileError::Entry {
+                line: 4,
+                why: BlobError::Short
+            })
+        );
+    }
+
+    #[test]
+    fn another_file_is_refused_and_a_newer_one_named_as_such() {
+        assert_eq!(parse(""), Err(LedgerFileError::Header));
+        assert_eq!(parse("causeway ledger 1"), Err(LedgerFileError::Header));
+        assert_eq!(parse("# notes\n"), Err(LedgerFileError::Header));
+        assert_eq!(parse("causeway ledger 0\n"), Err(LedgerFileError::Header));
+        assert_eq!(parse("causeway ledger 2\n"), Err(LedgerFileError::Newer));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut file = format!("{HEADER}\n").into_bytes();
+            file.extend(&bytes);
+            if let Ok(parsed) = parse(&file) {
+                prop_assert!(parsed.torn_tail || parsed.entries.is_empty());
+            }
+            prop_assert!(parse(&bytes).is_err());
+        }
+    }
+}

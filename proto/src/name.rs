@@ -73,3 +73,65 @@ impl fmt::Debug for Name {
         out.write_str(&self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_no_dns_label_is_no_name() {
+        for good in ["a", "0", "fra-1", "a--b", &"x".repeat(63)] {
+            assert_eq!(
+                good.parse::<Name>().map(|name| name.to_string()),
+                Ok(good.to_owned())
+            );
+        }
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "-",
+            "A",
+            "a.b",
+            "a_b",
+            "a b",
+            "a\n",
+            "\u{1b}[2J",
+            "é",
+            "../x",
+            &"x".repeat(64),
+        ] {
+            assert_eq!(bad.parse::<Name>(), Err(BadName), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_name_is_made_to_fit() {
+        assert_eq!(Name::fit("Web_1.example.").as_str(), "web-1-example");
+        assert_eq!(Name::fit("fra-1").as_str(), "fra-1");
+        for nothing in ["", "...", "日本"] {
+            assert!(Name::fit(nothing).as_str().starts_with("node-"));
+        }
+        assert_ne!(Name::fit("."), Name::fit(".."));
+    }
+
+    #[test]
+    fn two_long_names_stay_two() {
+        let (one, two) = ("x".repeat(80), "x".repeat(81));
+        assert_ne!(Name::fit(&one), Name::fit(&two));
+        assert_eq!(Name::fit(&one).as_str().len(), MAX_NAME);
+        // A cut that would leave a hyphen at the seam.
+        let seam = format!("{}--{}", "y".repeat(52), "z".repeat(40));
+        assert!(!Name::fit(&seam).as_str().contains("--"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_made_to_fit_is_a_name_and_fits_as_it_is(host in ".{0,100}") {
+            let name = Name::fit(&host);
+            prop_assert_eq!(name.as_str().parse::<Name>(), Ok(name.clone()));
+            prop_assert_eq!(Name::fit(name.as_str()), name);
+        }
+    }
+}

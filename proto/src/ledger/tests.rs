@@ -406,3 +406,45 @@ fn a_former_broker_is_not_asked_but_what_it_counted_counts() {
     ledger.insert(after(&gone, revoke(&[broker]))).unwrap();
     assert!(!ledger.charter().may_count(&broker, &STORE));
 }
+
+/// Run by hand: `cargo test -p proto --release -- --ignored --nocapture long_ledger`.
+#[test]
+#[ignore = "a measurement, of use in a release build only"]
+fn how_long_a_long_ledger_takes() {
+    let mut bodies = vec![Body::Broker(a_broker())];
+    for at in 0..1000_u32 {
+        let site = format!("site-{at}");
+        let first = format!("10.{}.{}.0/26", at / 250, at % 250);
+        let v6 = format!("fd00:{at:x}::/32");
+        bodies.push(grant(&site, &[&first, &v6]));
+        bodies.push(grant(&site, &[&first, &v6]));
+        bodies.push(added(
+            &site,
+            &[&format!("172.{}.{}.0/26", 16 + at / 250, at % 250)],
+        ));
+        bodies.push(added(
+            &site,
+            &[&format!("192.168.{}.{}/32", at / 250, at % 250)],
+        ));
+        bodies.push(revoke(&[node(u64::from(at))]));
+    }
+    let entries = line_of(bodies);
+    let before = std::time::Instant::now();
+    let mut ledger = ledger_of(&entries.iter().collect::<Vec<_>>());
+    println!(
+        "{} entries in a line: {:?}",
+        entries.len(),
+        before.elapsed()
+    );
+    let before = std::time::Instant::now();
+    for entry in &entries {
+        let _ = entry.verify(&authority().public());
+    }
+    println!("their signatures alone: {:?}", before.elapsed());
+    let split = &entries[entries.len() - 2];
+    let before = std::time::Instant::now();
+    ledger
+        .insert(after(split, grant("other", &["10.99.0.0/16"])))
+        .unwrap();
+    println!("one that forks: {:?}", before.elapsed());
+}
