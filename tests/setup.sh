@@ -22,6 +22,7 @@ ethtool       ethtool
 tcpdump       tcpdump
 socat         socat
 wireguard-go  wireguard-go
+etcd          etcd-server
 '
 # Other WireGuards to talk with: program, crate, version.
 peers='

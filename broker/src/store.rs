@@ -4,6 +4,7 @@
 //! A store judges only what needs one judge: who got a grant's use, whose record is the newest,
 //! who holds a name. Whether a blob is genuine was checked before, and is checked by every reader.
 
+pub mod etcd;
 mod judge;
 pub mod redb;
 

@@ -30,18 +30,18 @@ pub(super) struct Found<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Judgement {
     Same,
-    Old {
-        sequence: u64,
-    },
-    NameHeld {
-        holder: PublicKey,
-    },
-    Take {
-        /// The name that this identity held and gives up.
-        frees: Option<(Name, Name)>,
-        takes_name: bool,
-        displaces: Option<PublicKey>,
-    },
+    Old { sequence: u64 },
+    NameHeld { holder: PublicKey },
+    Take(Take),
+}
+
+/// What is written with a publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Take {
+    /// The name that this identity held and gives up.
+    pub(super) frees: Option<(Name, Name)>,
+    pub(super) takes_name: bool,
+    pub(super) displaces: Option<PublicKey>,
 }
 
 pub(super) fn judge(found: &Found<'_>, publication: &Publication) -> Judgement {
@@ -70,7 +70,7 @@ pub(super) fn judge(found: &Found<'_>, publication: &Publication) -> Judgement {
         }
         displaces = Some(holder);
     }
-    Judgement::Take {
+    Judgement::Take(Take {
         frees: found
             .member
             .filter(|member| !member.withdrawn)
@@ -78,7 +78,7 @@ pub(super) fn judge(found: &Found<'_>, publication: &Publication) -> Judgement {
             .map(|member| (member.site.clone(), member.node.clone())),
         takes_name: !publication.withdrawn,
         displaces,
-    }
+    })
 }
 
 fn same_name(member: &MemberRow, publication: &Publication) -> bool {

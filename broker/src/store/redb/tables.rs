@@ -195,27 +195,23 @@ impl<'t> Tables<'t> {
                 .map(|holder| read_key(holder.value()))
                 .transpose()?,
         };
-        let (frees, takes_name, displaces) = match judge(&found, publication) {
+        let take = match judge(&found, publication) {
             Judgement::Same => {
                 let revision = member.map_or(0, |(revision, _)| revision);
                 return Ok(Published::Same { revision });
             }
             Judgement::Old { sequence } => return Ok(Published::Old { sequence }),
             Judgement::NameHeld { holder } => return Ok(Published::NameHeld { holder }),
-            Judgement::Take {
-                frees,
-                takes_name,
-                displaces,
-            } => (frees, takes_name, displaces),
+            Judgement::Take(take) => take,
         };
         let revision = self.next_revision()?;
-        if let Some(gone) = displaces {
+        if let Some(gone) = take.displaces {
             self.forget_one(&gone, revision)?;
         }
-        if let Some((site, node)) = frees {
+        if let Some((site, node)) = take.frees {
             self.free(&site, &node, &publication.identity)?;
         }
-        if takes_name {
+        if take.takes_name {
             self.names.insert(name, identity)?;
         }
         let row = MemberRow::of(publication).write();
