@@ -5,6 +5,8 @@ use thiserror::Error;
 /// The longest content of a frame; checked before anything is allocated for it.
 pub const MAX_FRAME: usize = 256 * 1024;
 pub const HEADER: usize = 4;
+/// Memory that a reader keeps when nothing waits in it.
+const KEPT: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FrameError {
@@ -14,10 +16,13 @@ pub enum FrameError {
     Empty,
 }
 
-/// Cuts a stream that arrives in pieces into frames.
+/// Cuts a stream that arrives in pieces into frames. Holds as much as it is given, so whoever
+/// reads takes out the frames before reading on.
 #[derive(Default)]
 pub struct FrameReader {
     buffer: Vec<u8>,
+    /// What lies before was given out.
+    start: usize,
 }
 
 /// The header for content of this length.
@@ -55,25 +60,99 @@ impl FrameReader {
 
     /// Takes what has arrived.
     pub fn handle_bytes(&mut self, bytes: &[u8]) {
+        // Not for every frame, else many small ones would cost their number squared.
+        if self.start > self.buffer.len() / 2 {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
         self.buffer.extend_from_slice(bytes);
     }
 
     /// The next whole frame. After an error the stream is of no more use.
     pub fn poll_frame(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
-        let Some(header) = self.buffer.first_chunk::<HEADER>() else {
+        let waiting = &self.buffer[self.start..];
+        let Some((header, rest)) = waiting.split_first_chunk::<HEADER>() else {
             return Ok(None);
         };
         let length = announced(*header)?;
-        if self.buffer.len() < HEADER + length {
+        let Some(content) = rest.get(..length) else {
             return Ok(None);
+        };
+        let content = content.to_vec();
+        self.start += HEADER + length;
+        if self.start == self.buffer.len() {
+            self.start = 0;
+            self.buffer.clear();
+            // One large frame must not hold its memory for as long as the connection lasts.
+            self.buffer.shrink_to(KEPT);
         }
-        let content = self.buffer[HEADER..HEADER + length].to_vec();
-        self.buffer.drain(..HEADER + length);
         Ok(Some(content))
     }
 
     /// Bytes that wait for the rest of their frame.
     pub fn waiting(&self) -> usize {
-        self.buffer.len()
+        self.buffer.len() - self.start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(reader: &mut FrameReader) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| reader.poll_frame().unwrap()).collect()
+    }
+
+    #[test]
+    fn frames_come_out_as_they_went_in_however_they_were_cut() {
+        let contents: Vec<Vec<u8>> = (1..60u8)
+            .map(|length| vec![length; usize::from(length)])
+            .collect();
+        let stream: Vec<u8> = contents.iter().flat_map(|c| frame(c).unwrap()).collect();
+        for piece in [1, 2, 3, 5, 7, 64, 1000, stream.len()] {
+            let mut reader = FrameReader::new();
+            let mut found = Vec::new();
+            for bytes in stream.chunks(piece) {
+                reader.handle_bytes(bytes);
+                found.extend(drain(&mut reader));
+            }
+            assert_eq!(found, contents);
+            assert_eq!(reader.waiting(), 0);
+        }
+    }
+
+    #[test]
+    fn a_cut_frame_waits_and_is_not_given_out() {
+        let whole = frame(b"causeway").unwrap();
+        let mut reader = FrameReader::new();
+        reader.handle_bytes(&whole[..whole.len() - 1]);
+        assert_eq!(reader.poll_frame(), Ok(None));
+        assert_eq!(reader.waiting(), whole.len() - 1);
+        reader.handle_bytes(&whole[whole.len() - 1..]);
+        assert_eq!(reader.poll_frame(), Ok(Some(b"causeway".to_vec())));
+    }
+
+    #[test]
+    fn a_length_that_is_too_long_is_refused_before_its_content_comes() {
+        let too_long = u32::try_from(MAX_FRAME + 1).unwrap();
+        let mut reader = FrameReader::new();
+        reader.handle_bytes(&too_long.to_be_bytes());
+        assert_eq!(reader.poll_frame(), Err(FrameError::TooLong(too_long)));
+        assert!(frame(&vec![0; MAX_FRAME + 1]).is_err());
+        assert!(announced(u32::MAX.to_be_bytes()).is_err());
+    }
+
+    #[test]
+    fn the_longest_frame_is_taken_and_its_memory_given_back() {
+        let mut reader = FrameReader::new();
+        reader.handle_bytes(&frame(&vec![7; MAX_FRAME]).unwrap());
+        assert_eq!(reader.poll_frame().unwrap().unwrap().len(), MAX_FRAME);
+        assert!(reader.buffer.capacity() <= KEPT);
+    }
+
+    #[test]
+    fn an_empty_frame_is_refused_by_both_sides() {
+        assert_eq!(frame(b""), Err(FrameError::Empty));
+        assert_eq!(announced([0; HEADER]), Err(FrameError::Empty));
     }
 }

@@ -117,3 +117,83 @@ fn read_start(from: &mut Reader<'_>) -> Result<Versions, HelloError> {
     }
     Ok(versions)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: Versions = Versions { least: 1, most: 1 };
+    const NEXT: Versions = Versions { least: 1, most: 2 };
+
+    fn hello(versions: Versions) -> Hello {
+        Hello {
+            versions,
+            mesh: crate::key::Hash([7; 32]),
+        }
+    }
+
+    fn welcome(versions: Versions) -> Welcome {
+        Welcome {
+            versions,
+            mesh: crate::key::Hash([7; 32]),
+            now: 1_700_000_000,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(Hello::read(&hello(NEXT).write()), Ok(hello(NEXT)));
+        assert_eq!(Welcome::read(&welcome(NEXT).write()), Ok(welcome(NEXT)));
+        assert!(hello(NEXT).write().len() <= MAX_HELLO);
+        assert!(welcome(NEXT).write().len() <= MAX_HELLO);
+    }
+
+    #[test]
+    fn this_version_and_the_next_agree_on_this_one_whoever_calls() {
+        assert_eq!(OURS.agree(NEXT), Ok(1));
+        assert_eq!(NEXT.agree(OURS), Ok(1));
+        assert_eq!(NEXT.agree(NEXT), Ok(2));
+    }
+
+    #[test]
+    fn versions_without_one_in_common_say_which_both_speak() {
+        let later = Versions { least: 3, most: 4 };
+        for (one, other) in [(OURS, later), (later, OURS)] {
+            let refused = one.agree(other).unwrap_err().to_string();
+            assert!(
+                refused.contains("1 to 1") && refused.contains("3 to 4"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn fields_that_a_later_version_adds_are_skipped() {
+        let mut later = hello(NEXT).write();
+        later.extend_from_slice(b"more, up to what an unknown caller may send");
+        assert!(later.len() <= MAX_HELLO);
+        assert_eq!(Hello::read(&later), Ok(hello(NEXT)));
+        let mut later = welcome(NEXT).write();
+        later.extend_from_slice(&[9; 50]);
+        assert_eq!(Welcome::read(&later), Ok(welcome(NEXT)));
+    }
+
+    #[test]
+    fn another_protocol_is_named_as_such() {
+        for foreign in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"SSH-2.0-x", b"", b"cwy"] {
+            assert_eq!(Hello::read(foreign), Err(HelloError::Foreign));
+            assert_eq!(Welcome::read(foreign), Err(HelloError::Foreign));
+        }
+    }
+
+    #[test]
+    fn a_hello_cut_anywhere_or_with_a_senseless_range_is_refused() {
+        let whole = welcome(OURS).write();
+        for length in 0..whole.len() {
+            Welcome::read(&whole[..length]).unwrap_err();
+        }
+        for (least, most) in [(0, 0), (0, 1), (2, 1)] {
+            Hello::read(&hello(Versions { least, most }).write()).unwrap_err();
+        }
+    }
+}

@@ -5,16 +5,17 @@ use std::fmt;
 use data_encoding::BASE64URL_NOPAD;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::blob::{BlobError, Reader, Writer};
-use crate::entry::{Grant, SignedEntry, read_broker_address};
+use crate::entry::{Grant, SignedEntry, is_broker_address, read_broker_address};
 use crate::key::{MeshId, PublicKey, SigningKey};
 
 pub const PREFIX: &str = "cwy1.";
 pub const MAX_BROKERS: usize = 8;
 const VERSION: u8 = 1;
 const CHECKSUM: usize = 4;
+const SEED: usize = 32;
 /// A grant entry of [`crate::entry::MAX_PREFIXES`] prefixes is below 12 KiB.
 const MAX_LENGTH: usize = 32 * 1024;
 
@@ -25,7 +26,7 @@ pub struct Token {
     pub authority: PublicKey,
     pub brokers: Vec<TokenBroker>,
     grant: SignedEntry,
-    seed: Zeroizing<[u8; 32]>,
+    seed: Zeroizing<[u8; SEED]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl Token {
         authority: PublicKey,
         brokers: Vec<TokenBroker>,
         grant: SignedEntry,
-        seed: Zeroizing<[u8; 32]>,
+        seed: Zeroizing<[u8; SEED]>,
     ) -> Result<Token, TokenError> {
         let token = Token {
             mesh,
@@ -74,7 +75,8 @@ impl Token {
 
     fn check(&self) -> Result<(), TokenError> {
         let grant = self.grant.grant().ok_or(BlobError::Field("grant"))?;
-        if self.brokers.is_empty() {
+        let addresses = self.brokers.iter().all(|at| is_broker_address(&at.address));
+        if self.brokers.is_empty() || self.brokers.len() > MAX_BROKERS || !addresses {
             return Err(BlobError::Field("list of brokers").into());
         }
         self.grant
@@ -110,14 +112,17 @@ impl Token {
             .list(&self.brokers, |out, broker| {
                 out.text(&broker.address).key(&broker.key);
             })
-            .bytes(self.grant.bytes())
-            .raw(&*self.seed);
-        let mut bytes = Zeroizing::new(out.finish());
+            .bytes(self.grant.bytes());
+        let open = out.finish();
+        // Room for everything before the secret is in: growing would leave a copy behind.
+        let length = open.len() + self.seed.len() + CHECKSUM;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(length));
+        bytes.extend_from_slice(&open);
+        bytes.extend_from_slice(&*self.seed);
         let sum = checksum(&bytes);
         bytes.extend_from_slice(&sum);
-        let mut text = Zeroizing::new(String::with_capacity(
-            PREFIX.len() + bytes.len() * 4 / 3 + 4,
-        ));
+        let length = PREFIX.len() + BASE64URL_NOPAD.encode_len(bytes.len());
+        let mut text = Zeroizing::new(String::with_capacity(length));
         text.push_str(PREFIX);
         BASE64URL_NOPAD.encode_append(&bytes, &mut text);
         text
@@ -125,8 +130,12 @@ impl Token {
 
     /// White space around the line, and line breaks a mail put into it, do no harm.
     pub fn decode(text: &str) -> Result<Token, TokenError> {
-        let line: Zeroizing<String> =
-            Zeroizing::new(text.chars().filter(|c| !c.is_ascii_whitespace()).collect());
+        if text.len() > 2 * MAX_LENGTH {
+            return Err(TokenError::NoToken);
+        }
+        // One piece from the start: a string that grows leaves copies behind.
+        let mut line = Zeroizing::new(String::with_capacity(text.len()));
+        line.extend(text.chars().filter(|c| !c.is_ascii_whitespace()));
         let Some(encoded) = line.strip_prefix(PREFIX) else {
             let newer = line.strip_prefix("cwy").is_some_and(|rest| {
                 rest.split_once('.')
@@ -141,9 +150,13 @@ impl Token {
         if encoded.len() > MAX_LENGTH {
             return Err(TokenError::Damaged);
         }
-        let bytes = BASE64URL_NOPAD
-            .decode(encoded.as_bytes())
-            .map(Zeroizing::new)
+        let length = BASE64URL_NOPAD
+            .decode_len(encoded.len())
+            .map_err(|_| TokenError::Damaged)?;
+        // Wiped too when only part of it could be decoded.
+        let mut bytes = Zeroizing::new(vec![0; length]);
+        BASE64URL_NOPAD
+            .decode_mut(encoded.as_bytes(), &mut bytes)
             .map_err(|_| TokenError::Damaged)?;
         let length = bytes
             .len()
@@ -173,17 +186,17 @@ impl Token {
             })
         })?;
         let grant = SignedEntry::read(from.bytes()?)?;
-        let mut seed = from.array()?;
+        // Straight into what is wiped, not by way of an array of its own.
+        let mut seed = Zeroizing::new([0; SEED]);
+        seed.copy_from_slice(from.raw(SEED)?);
         from.finish()?;
-        let token = Token {
+        Ok(Token {
             mesh,
             authority,
             brokers,
             grant,
-            seed: Zeroizing::new(seed),
-        };
-        seed.zeroize();
-        Ok(token)
+            seed,
+        })
     }
 }
 
@@ -197,3 +210,6 @@ impl fmt::Debug for Token {
         write!(out, "Token for site {}", self.grant().site)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -238,7 +238,7 @@ fn stays_within_the_grants(mesh: &Mesh, world: &World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn every_receiver_ends_with_the_same_nodes(
