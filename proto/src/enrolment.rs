@@ -166,3 +166,115 @@ fn counted(proof: &JoinProof, use_number: u32) -> Vec<u8> {
         .key(&proof.identity);
     out.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{GrantRole, StoreId, Uses};
+
+    const MESH: MeshId = Hash([1; 32]);
+    const GRANT: Hash = Hash([2; 32]);
+
+    fn key(number: u8) -> SigningKey {
+        SigningKey::from_seed(&[number; 32])
+    }
+
+    fn grant() -> Grant {
+        Grant {
+            site: "paris".parse().unwrap(),
+            prefixes: vec![],
+            service_prefixes: vec![],
+            role: GrantRole::Any,
+            not_before: 0,
+            not_after: 1,
+            uses: Uses::Unlimited,
+            join_key: key(3).public(),
+            store: StoreId([4; 16]),
+        }
+    }
+
+    fn proof() -> JoinProof {
+        JoinProof::sign(MESH, GRANT, &key(3), &key(5))
+    }
+
+    fn enrolment() -> Enrolment {
+        proof().enrol(7, &key(6))
+    }
+
+    #[test]
+    fn a_proof_and_an_enrolment_read_back_and_hold() {
+        let read = JoinProof::read(&proof().write()).unwrap();
+        assert_eq!(read, proof());
+        read.verify(&grant()).unwrap();
+        let read = Enrolment::read(&enrolment().write()).unwrap();
+        assert_eq!(read, enrolment());
+        read.verify(&grant()).unwrap();
+    }
+
+    #[test]
+    fn with_any_bit_flipped_neither_holds() {
+        let refused = |bytes: &[u8], holds: &dyn Fn(&[u8]) -> bool| {
+            for bit in 0..bytes.len() * 8 {
+                let mut changed = bytes.to_vec();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert!(!holds(&changed), "bit {bit}");
+            }
+        };
+        refused(&proof().write(), &|bytes| {
+            JoinProof::read(bytes).is_ok_and(|proof| proof.verify(&grant()).is_ok())
+        });
+        refused(&enrolment().write(), &|bytes| {
+            Enrolment::read(bytes).is_ok_and(|enrolment| enrolment.verify(&grant()).is_ok())
+        });
+    }
+
+    #[test]
+    fn cut_or_grown_anywhere_neither_is_read() {
+        let (proof, enrolment) = (proof().write(), enrolment().write());
+        for length in 0..proof.len() {
+            JoinProof::read(&proof[..length]).unwrap_err();
+        }
+        for length in 0..enrolment.len() {
+            Enrolment::read(&enrolment[..length]).unwrap_err();
+        }
+        JoinProof::read(&[&proof[..], &[0]].concat()).unwrap_err();
+        Enrolment::read(&[&enrolment[..], &[0]].concat()).unwrap_err();
+        assert_eq!(
+            Enrolment::read(&[2; 400]),
+            Err(BlobError::Version(2)),
+            "a later version is named as such"
+        );
+    }
+
+    #[test]
+    fn each_signature_is_missed_under_its_own_name() {
+        let mut forged = enrolment();
+        forged.proof.join = key(5).sign(Domain::Join, b"");
+        assert_eq!(forged.verify(&grant()), Err(EnrolmentError::Join));
+        let mut forged = enrolment();
+        forged.proof.consent = key(3).sign(Domain::Consent, b"");
+        assert_eq!(forged.verify(&grant()), Err(EnrolmentError::Consent));
+        let mut forged = enrolment();
+        forged.use_number += 1;
+        assert_eq!(forged.verify(&grant()), Err(EnrolmentError::Broker));
+    }
+
+    #[test]
+    fn the_join_keys_signature_does_not_pass_for_consent_nor_the_other_way() {
+        // A joiner that used one key for both would still need both signatures.
+        let mut swapped = JoinProof::sign(MESH, GRANT, &key(3), &key(3));
+        swapped.verify(&grant()).unwrap();
+        std::mem::swap(&mut swapped.join, &mut swapped.consent);
+        assert_eq!(swapped.verify(&grant()), Err(EnrolmentError::Join));
+    }
+
+    #[test]
+    fn a_proof_for_another_mesh_or_grant_does_not_hold_for_this_one() {
+        for (mesh, grant_id) in [(Hash([9; 32]), GRANT), (MESH, Hash([9; 32]))] {
+            let mut moved = JoinProof::sign(mesh, grant_id, &key(3), &key(5));
+            moved.mesh = MESH;
+            moved.grant = GRANT;
+            assert_eq!(moved.verify(&grant()), Err(EnrolmentError::Join));
+        }
+    }
+}

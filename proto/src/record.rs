@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::blob::{BlobError, Reader, Writer};
+use crate::blob::{BlobError, Reader, Writer, is_plain};
 use crate::entry::Role;
 use crate::key::{
     BadSignature, Domain, Hash, MeshId, PublicKey, Signature, SigningKey, WireguardKey,
@@ -76,6 +76,23 @@ pub struct SignedRecord {
 }
 
 impl Record {
+    /// Whether others could read it once it is signed: callers who take texts and addresses from
+    /// people ask first.
+    pub fn check_form(&self) -> Result<(), BlobError> {
+        if let Some(presence) = self.presence() {
+            if !is_plain(&presence.region) {
+                return Err(BlobError::Field("region"));
+            }
+            if !is_plain(&presence.zone) {
+                return Err(BlobError::Field("zone"));
+            }
+            if presence.candidates.len() > MAX_CANDIDATES {
+                return Err(BlobError::Field("candidate addresses"));
+            }
+        }
+        Record::read(&self.payload()).map(|_| ())
+    }
+
     /// `key` is the identity that the record names.
     pub fn sign(self, key: &SigningKey) -> SignedRecord {
         debug_assert_eq!(self.identity, key.public());
@@ -231,5 +248,130 @@ impl Member {
         };
         from.finish()?;
         Ok(member)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> SigningKey {
+        SigningKey::from_seed(&[5; 32])
+    }
+
+    fn record() -> Record {
+        Record {
+            mesh: Hash([1; 32]),
+            site: "paris".parse().unwrap(),
+            node: "gate-1".parse().unwrap(),
+            role: Role::Gateway,
+            identity: key().public(),
+            sequence: 3,
+            issued: 4,
+            state: NodeState::Present(Presence {
+                wireguard: WireguardKey::new([9; 32]).unwrap(),
+                next_wireguard: Some(WireguardKey::new([10; 32]).unwrap()),
+                candidates: vec![
+                    "198.51.100.7:51820".parse().unwrap(),
+                    "[2001:db8::7]:51820".parse().unwrap(),
+                ],
+                lan_address: Some("10.0.0.7".parse().unwrap()),
+                region: "eu-west".to_owned(),
+                zone: String::new(),
+                capabilities: Capabilities::LANES.with(Capabilities(1 << 63)),
+            }),
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut Presence)) -> Record {
+        let mut record = record();
+        if let NodeState::Present(presence) = &mut record.state {
+            change(presence);
+        }
+        record
+    }
+
+    #[test]
+    fn a_record_reads_back_and_holds() {
+        let mut withdrawn = record();
+        withdrawn.state = NodeState::Withdrawn;
+        for record in [record(), withdrawn] {
+            let signed = record.clone().sign(&key());
+            let read = SignedRecord::read(signed.bytes()).unwrap();
+            assert_eq!(read, signed);
+            assert_eq!(*read.record(), record);
+            read.verify().unwrap();
+        }
+    }
+
+    #[test]
+    fn with_any_bit_flipped_it_does_not_hold() {
+        let signed = record().sign(&key());
+        for bit in 0..signed.bytes().len() * 8 {
+            let mut changed = signed.bytes().to_vec();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            let holds = SignedRecord::read(&changed).is_ok_and(|read| read.verify().is_ok());
+            assert!(!holds, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_of_capabilities_is_kept_and_harmless() {
+        let signed = record().sign(&key());
+        let read = SignedRecord::read(signed.bytes()).unwrap();
+        let capabilities = read.record().presence().unwrap().capabilities;
+        assert!(capabilities.has(Capabilities::LANES));
+        assert!(!capabilities.has(Capabilities::DEMANDS_LANES));
+        assert!(capabilities.has(Capabilities(1 << 63)));
+    }
+
+    #[test]
+    fn what_nobody_could_read_is_told_before_it_is_signed() {
+        record().check_form().unwrap();
+        for (record, field) in [
+            (with(|p| p.region = "r".repeat(300)), "region"),
+            (with(|p| p.region = " west".to_owned()), "region"),
+            (with(|p| p.zone = "a\x1b[2J".to_owned()), "zone"),
+            (
+                with(|p| p.candidates = vec!["192.0.2.1:0".parse().unwrap()]),
+                "candidate address",
+            ),
+            (
+                with(|p| p.candidates = vec!["192.0.2.1:1".parse().unwrap(); MAX_CANDIDATES + 1]),
+                "candidate addresses",
+            ),
+        ] {
+            assert_eq!(record.check_form(), Err(BlobError::Field(field)));
+        }
+    }
+
+    #[test]
+    fn an_address_shown_mapped_is_written_in_its_own_form() {
+        let mapped = with(|p| {
+            p.candidates = vec!["[::ffff:198.51.100.7]:51820".parse().unwrap()];
+        });
+        let signed = mapped.sign(&key());
+        let read = SignedRecord::read(signed.bytes()).unwrap();
+        assert_eq!(
+            read.record().presence().unwrap().candidates,
+            ["198.51.100.7:51820".parse().unwrap()]
+        );
+    }
+
+    #[test]
+    fn a_member_reads_back_and_its_hash_tells_any_two_apart() {
+        let member = Member {
+            enrolment: vec![1, 2],
+            record: vec![3],
+        };
+        assert_eq!(Member::read(&member.write()), Ok(member.clone()));
+        let shifted = Member {
+            enrolment: vec![1],
+            record: vec![2, 3],
+        };
+        assert_ne!(member.hash(), shifted.hash());
+        for length in 0..member.write().len() {
+            Member::read(&member.write()[..length]).unwrap_err();
+        }
     }
 }

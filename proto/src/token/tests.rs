@@ -66,7 +66,7 @@ fn with_checksum(mut blob: Vec<u8>) -> String {
 
 fn blob_of(line: &str) -> Vec<u8> {
     let mut bytes = BASE64URL_NOPAD
-        .decode(line[PREFIX.len()..].as_bytes())
+        .decode(&line.as_bytes()[PREFIX.len()..])
         .unwrap();
     bytes.truncate(bytes.len() - CHECKSUM);
     bytes
