@@ -27,12 +27,12 @@ fn public(number: u8) -> PublicKey {
 
 fn grant() -> Grant {
     Grant {
-        site: "paris".parse().unwrap(),
+        site: "paris".parse().expect("the vectors are valid"),
         prefixes: vec![
-            "10.1.0.0/16".parse().unwrap(),
-            "2001:db8:1::/48".parse().unwrap(),
+            "10.1.0.0/16".parse().expect("the vectors are valid"),
+            "2001:db8:1::/48".parse().expect("the vectors are valid"),
         ],
-        service_prefixes: vec!["10.96.0.0/12".parse().unwrap()],
+        service_prefixes: vec!["10.96.0.0/12".parse().expect("the vectors are valid")],
         role: GrantRole::Any,
         not_before: 1_700_000_000,
         not_after: 1_700_003_600,
@@ -43,11 +43,12 @@ fn grant() -> Grant {
 }
 
 /// One entry of each kind in a line, so that each is also taken by a ledger.
+#[expect(clippy::too_many_lines, reason = "a list, one of each")]
 fn entries() -> Vec<(&'static str, SignedEntry)> {
     let genesis = Ledger::genesis(1_700_000_000, public(1), &public(2)).sign(&key(1));
     let mut line = vec![("genesis", genesis)];
     let append = |line: &mut Vec<(&'static str, SignedEntry)>, name, body, signer: u8| {
-        let last = &line.last().unwrap().1;
+        let last = &line.last().expect("the vectors are valid").1;
         let entry = Entry {
             number: last.entry().number + 1,
             previous: last.hash(),
@@ -67,19 +68,19 @@ fn entries() -> Vec<(&'static str, SignedEntry)> {
     });
     append(&mut line, "broker", broker, 1);
     append(&mut line, "grant", Body::Grant(grant()), 1);
-    let paris = line.last().unwrap().1.hash();
+    let paris = line.last().expect("the vectors are valid").1.hash();
     let mut unlimited = grant();
-    unlimited.site = "rome".parse().unwrap();
+    unlimited.site = "rome".parse().expect("the vectors are valid");
     unlimited.prefixes = vec![];
     unlimited.service_prefixes = vec![];
     unlimited.role = GrantRole::Agent;
     unlimited.uses = Uses::Unlimited;
     append(&mut line, "grant-unlimited", Body::Grant(unlimited), 1);
     let prefixes = Body::Prefixes {
-        site: "paris".parse().unwrap(),
-        added: vec!["10.3.0.0/16".parse().unwrap()],
-        added_service: vec!["10.4.0.0/16".parse().unwrap()],
-        removed: vec!["10.1.0.0/16".parse().unwrap()],
+        site: "paris".parse().expect("the vectors are valid"),
+        added: vec!["10.3.0.0/16".parse().expect("the vectors are valid")],
+        added_service: vec!["10.4.0.0/16".parse().expect("the vectors are valid")],
+        removed: vec!["10.1.0.0/16".parse().expect("the vectors are valid")],
     };
     append(&mut line, "prefixes", prefixes, 1);
     let revocation = Body::Revocation {
@@ -90,7 +91,7 @@ fn entries() -> Vec<(&'static str, SignedEntry)> {
         }],
     };
     append(&mut line, "revocation", revocation, 1);
-    let site = "rome".parse().unwrap();
+    let site = "rome".parse().expect("the vectors are valid");
     append(&mut line, "site-revoked", Body::SiteRevoked { site }, 1);
     append(
         &mut line,
@@ -139,8 +140,8 @@ fn enrolment() -> Enrolment {
 fn record(state: NodeState) -> SignedRecord {
     Record {
         mesh: mesh_id(),
-        site: "paris".parse().unwrap(),
-        node: "gate-1".parse().unwrap(),
+        site: "paris".parse().expect("the vectors are valid"),
+        node: "gate-1".parse().expect("the vectors are valid"),
         role: Role::Gateway,
         identity: public(5),
         sequence: 17,
@@ -152,13 +153,15 @@ fn record(state: NodeState) -> SignedRecord {
 
 fn presence() -> NodeState {
     NodeState::Present(Presence {
-        wireguard: WireguardKey::new([9; 32]).unwrap(),
-        next_wireguard: Some(WireguardKey::new([10; 32]).unwrap()),
+        wireguard: WireguardKey::new([9; 32]).expect("the vectors are valid"),
+        next_wireguard: Some(WireguardKey::new([10; 32]).expect("the vectors are valid")),
         candidates: vec![
-            "198.51.100.7:51820".parse().unwrap(),
-            "[2001:db8::7]:51821".parse().unwrap(),
+            "198.51.100.7:51820".parse().expect("the vectors are valid"),
+            "[2001:db8::7]:51821"
+                .parse()
+                .expect("the vectors are valid"),
         ],
-        lan_address: Some("10.1.0.7".parse().unwrap()),
+        lan_address: Some("10.1.0.7".parse().expect("the vectors are valid")),
         region: "eu-west".to_owned(),
         zone: "b".to_owned(),
         capabilities: Capabilities::LANES.with(Capabilities::RELAY),
@@ -190,7 +193,7 @@ fn token() -> Token {
         grant_entry(),
         Zeroizing::new(SEED),
     )
-    .unwrap()
+    .expect("the vectors are valid")
 }
 
 #[test]
