@@ -8,6 +8,7 @@
 mod charter;
 mod line;
 mod signing;
+mod spans;
 #[cfg(test)]
 mod tests;
 
@@ -149,19 +150,19 @@ impl Ledger {
     }
 
     /// The entries that no other follows or settles, sorted: what to tell another so that it can
-    /// say what is missing. More than one is not yet a fork, since an authority that was replaced
-    /// may have signed beside its replacement: [`Charter::fork`] says whether one is open.
+    /// say what is missing. More than one is not yet a fork, since a branch that was given up may
+    /// have grown: [`Charter::fork`] says whether one is open. What is void is left out, here and
+    /// in [`Ledger::missing`]: it means nothing, and not everyone keeps it.
     pub fn heads(&self) -> Vec<Hash> {
-        let settled: BTreeSet<usize> = self
-            .links
-            .iter()
-            .filter_map(|link| link.settles.map(|settles| settles.other))
-            .collect();
+        let mut followed = vec![false; self.links.len()];
+        for (_, link) in self.counting() {
+            for before in link.before() {
+                followed[before] = true;
+            }
+        }
         let mut heads: Vec<Hash> = self
-            .links
-            .iter()
-            .enumerate()
-            .filter(|(at, link)| link.children.is_empty() && !settled.contains(at))
+            .counting()
+            .filter(|(at, _)| !followed[*at])
             .map(|(_, link)| link.signed.hash())
             .collect();
         heads.sort_unstable();
@@ -177,11 +178,9 @@ impl Ledger {
     pub fn missing(&self, heads: &[Hash]) -> Vec<&SignedEntry> {
         let known = heads.iter().filter_map(|hash| self.index.get(hash));
         let behind = self.behind(known.copied());
-        self.links
-            .iter()
-            .zip(behind)
-            .filter(|(_, behind)| !behind)
-            .map(|(link, _)| &link.signed)
+        self.counting()
+            .filter(|(at, _)| !behind[*at])
+            .map(|(_, link)| &link.signed)
             .collect()
     }
 
@@ -369,9 +368,7 @@ impl Ledger {
         }
         for at in (0..self.links.len()).rev() {
             if behind[at] {
-                let link = &self.links[at];
-                let settled = link.settles.map(|settles| settles.other);
-                for before in link.parent.into_iter().chain(settled) {
+                for before in self.links[at].before() {
                     behind[before] = true;
                 }
             }
@@ -381,6 +378,13 @@ impl Ledger {
 
     fn head_at(&self, at: usize) -> Head {
         self.links[at].head()
+    }
+
+    /// All but what is void.
+    fn counting(&self) -> impl Iterator<Item = (usize, &Link)> {
+        let places = self.line.places.iter();
+        let links = self.links.iter().enumerate().zip(places);
+        links.filter_map(|(link, place)| (*place != Place::Void).then_some(link))
     }
 }
 
@@ -398,6 +402,12 @@ impl Link {
             number: self.number(),
             hash: self.signed.hash(),
         }
+    }
+
+    /// What it follows, and what it settles.
+    fn before(&self) -> impl Iterator<Item = usize> + use<> {
+        let settled = self.settles.map(|settles| settles.other);
+        self.parent.into_iter().chain(settled)
     }
 
     fn changes_authority(&self) -> bool {

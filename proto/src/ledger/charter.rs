@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ip_network::IpNetwork;
 
 use super::line::{Line, Place};
+use super::spans::{Holder, Spans};
 use super::{Head, Link};
 use crate::entry::{Body, Broker, Closing, Grant, SignedEntry, StoreId};
 use crate::key::{Hash, PublicKey};
@@ -40,6 +41,8 @@ pub struct Charter {
     closings: BTreeMap<Hash, BTreeSet<PublicKey>>,
     /// Up to which entry what a site was given is void.
     revoked_sites: BTreeMap<Name, u64>,
+    /// Of those prefixes of the line that can be given at all.
+    spans: Spans,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -367,15 +370,25 @@ impl Charter {
 
     /// What a site has already it keeps with the earlier entry's precedence.
     fn give(&mut self, number: u64, site: &Name, prefix: IpNetwork, service: bool) {
-        let held = self
-            .prefixes
-            .iter_mut()
-            .find(|held| held.prefix == prefix && held.site == *site);
-        if let Some(held) = held {
-            held.service = service;
-            return;
+        let state = self.state_of(number, site, prefix);
+        let refused = matches!(state, PrefixState::Refused(_));
+        if refused || self.spans.holds(prefix, site) {
+            let held = self
+                .prefixes
+                .iter_mut()
+                .find(|held| held.prefix == prefix && held.site == *site);
+            if let Some(held) = held {
+                held.service = service;
+                return;
+            }
         }
-        let state = state_after(&self.prefixes, prefix, site);
+        if !refused {
+            self.spans.insert(Holder {
+                number,
+                site: site.clone(),
+                prefix,
+            });
+        }
         self.prefixes.push(SitePrefix {
             prefix,
             site: site.clone(),
@@ -385,21 +398,40 @@ impl Charter {
         });
     }
 
+    /// Judged pair by pair: a prefix that lost to an earlier one still wins against later ones, so
+    /// that what one site gives up never passes silently from a second site to a third.
+    fn state_of(&self, number: u64, site: &Name, prefix: IpNetwork) -> PrefixState {
+        if let Err(why) = prefix::check(prefix) {
+            return PrefixState::Refused(why);
+        }
+        match self.spans.earliest_overlapping(prefix, site, number) {
+            Some(earlier) => PrefixState::Overlaps {
+                site: earlier.site.clone(),
+                prefix: earlier.prefix,
+            },
+            None => PrefixState::Owned,
+        }
+    }
+
     /// What was overlapped by what is taken may be free now.
     fn take_back(&mut self, taken: impl Fn(&SitePrefix) -> bool) {
-        let before = self.prefixes.len();
-        self.prefixes.retain(|held| !taken(held));
-        if self.prefixes.len() == before {
-            return;
-        }
-        for at in 0..self.prefixes.len() {
-            let (earlier, rest) = self.prefixes.split_at_mut(at);
-            if let [held, ..] = rest
-                && matches!(held.state, PrefixState::Overlaps { .. })
-            {
-                held.state = state_after(earlier, held.prefix, &held.site);
+        let mut prefixes = std::mem::take(&mut self.prefixes);
+        let before = prefixes.len();
+        prefixes.retain(|held| {
+            let taken = taken(held);
+            if taken {
+                self.spans.remove(held.prefix, &held.site);
+            }
+            !taken
+        });
+        if prefixes.len() < before {
+            for held in &mut prefixes {
+                if matches!(held.state, PrefixState::Overlaps { .. }) {
+                    held.state = self.state_of(held.number, &held.site, held.prefix);
+                }
             }
         }
+        self.prefixes = prefixes;
     }
 
     fn show_all(&mut self, number: u64, site: &Name, prefixes: &[IpNetwork], service: bool) {
@@ -429,23 +461,5 @@ impl SitePrefix {
         prefix::overlap(self.prefix, prefix)
             && self.site != *site
             && !matches!(self.state, PrefixState::Refused(_))
-    }
-}
-
-/// Judged pair by pair: a prefix that lost to an earlier one still wins against later ones, so
-/// that what one site gives up never passes silently from a second site to a third.
-fn state_after(earlier: &[SitePrefix], prefix: IpNetwork, site: &Name) -> PrefixState {
-    if let Err(why) = prefix::check(prefix) {
-        return PrefixState::Refused(why);
-    }
-    match earlier
-        .iter()
-        .find(|other| other.contends_with(prefix, site))
-    {
-        Some(other) => PrefixState::Overlaps {
-            site: other.site.clone(),
-            prefix: other.prefix,
-        },
-        None => PrefixState::Owned,
     }
 }

@@ -202,8 +202,7 @@ fn knows(links: &[Link], entry: usize, at: usize) -> bool {
     behind[entry] = true;
     for now in (at..=entry).rev() {
         if behind[now] {
-            let settled = links[now].settles.map(|settles| settles.other);
-            for before in links[now].parent.into_iter().chain(settled) {
+            for before in links[now].before() {
                 behind[before] = true;
             }
         }

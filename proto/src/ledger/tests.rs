@@ -447,4 +447,17 @@ fn how_long_a_long_ledger_takes() {
         .insert(after(split, grant("other", &["10.99.0.0/16"])))
         .unwrap();
     println!("one that forks: {:?}", before.elapsed());
+
+    let many = line_of((0..1000_u32).map(|at| {
+        Body::Grant(Grant {
+            prefixes: (0..64)
+                .map(|low| net(&format!("10.{}.{}.{}/30", at / 256, at % 256, low * 4)))
+                .collect(),
+            ..a_grant(&format!("site-{at}"), &[])
+        })
+    }));
+    let before = std::time::Instant::now();
+    let ledger = ledger_of(&many.iter().collect::<Vec<_>>());
+    let prefixes = ledger.charter().prefixes.len();
+    println!("{prefixes} prefixes: {:?}", before.elapsed());
 }

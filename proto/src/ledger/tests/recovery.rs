@@ -92,6 +92,9 @@ fn after_a_recovery_the_stolen_key_changes_nothing_anywhere() {
             assert_eq!(Charter::of(&ledger.links, &judged), before);
             assert_eq!(judged.places, ledger.line.places);
             assert_eq!(judged.void, ledger.line.void);
+            // Nor is it handed on, or asked for by who does not keep it.
+            assert_eq!(ledger.heads(), [change.hash()]);
+            assert_eq!(ledger.missing(&[]).len(), 4);
         }
     }
     assert_eq!(ledger.head().map(|head| head.hash), Some(change.hash()));
