@@ -3,5 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod directory;
+mod fence;
+mod gate;
+mod pace;
 pub mod run;
 pub mod store;
+mod tls;
