@@ -12,6 +12,7 @@ use std::str::FromStr;
 use nix::fcntl::{Flock, FlockArg};
 use proto::entry::{SignedEntry, StoreId, is_broker_address};
 use proto::key::{MeshId, PublicKey, SigningKey};
+use proto::ledger_file;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -157,7 +158,10 @@ fn fill(path: &Path, new: &New) -> Result<(), DirectoryError> {
     let key = Zeroizing::new(data_encoding::BASE64URL_NOPAD.encode(&*seed) + "\n");
     files::write_new(&path.join(KEY), key.as_bytes())?;
     files::write_new(&path.join(ABOUT), &new.about.write())?;
-    files::write_new(&path.join(LEDGER), ledger_text(&new.entries).as_bytes())
+    files::write_new(
+        &path.join(LEDGER),
+        ledger_file::text(&new.entries).as_bytes(),
+    )
 }
 
 impl Prepared {
@@ -230,15 +234,19 @@ impl Directory {
         Ok(())
     }
 
-    /// The entries that commands on this host have left here. A torn last line is left out: the
-    /// command that wrote it did not succeed.
+    /// The entries that commands on this host have left here.
     pub fn ledger(&self) -> Result<Vec<SignedEntry>, DirectoryError> {
         let path = self.path.join(LEDGER);
         let text = files::read_private(&path)?;
-        read_ledger(&text).map_err(|why| DirectoryError::Damaged { path, why })
+        let parsed = ledger_file::parse(&text).map_err(|why| DirectoryError::Damaged {
+            path,
+            why: why.to_string(),
+        })?;
+        Ok(parsed.entries)
     }
 
-    /// Leaves entries for the next start of the broker. Durable when this returns.
+    /// Leaves entries for the next start of the broker; those already there are left out. Durable
+    /// when this returns.
     pub fn append(&self, entries: &[SignedEntry]) -> Result<(), DirectoryError> {
         let path = self.path.join(LEDGER);
         files::check_private(&path)?;
@@ -249,18 +257,31 @@ impl Directory {
             .map_err(failed("open", &path))?;
         let mut file = Flock::lock(file, FlockArg::LockExclusive)
             .map_err(|(_, errno)| failed("lock", &path)(errno.into()))?;
-        // Whoever crashed in the middle of a line: ours must not continue it.
-        let text = files::read_private(&path)?;
-        let whole = text
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |at| at + 1);
-        let length = u64::try_from(whole).unwrap_or(u64::MAX);
-        file.set_len(length).map_err(failed("repair", &path))?;
-        let lines: String = entries.iter().map(ledger_line).collect();
+        let known = self.ledger()?;
+        let (kept, mut lines) = mend(&files::read_private(&path)?, known.len());
+        file.set_len(kept).map_err(failed("repair", &path))?;
+        let is_new = |entry: &&SignedEntry| known.iter().all(|old| old.hash() != entry.hash());
+        lines.extend(entries.iter().filter(is_new).map(ledger_file::line));
         file.write_all(lines.as_bytes())
             .and_then(|()| file.sync_all())
             .map_err(failed("write", &path))
+    }
+}
+
+/// How much of the file to keep, and what to begin with, if whoever wrote last crashed within a
+/// line: one that holds a whole entry gets its end, any other goes.
+fn mend(text: &[u8], entries: usize) -> (u64, String) {
+    let whole_lines = text.iter().filter(|byte| **byte == b'\n').count();
+    let whole = text
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
+    let length = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
+    // The first line is no entry.
+    if entries + 1 > whole_lines {
+        (length(text.len()), "\n".to_owned())
+    } else {
+        (length(whole), String::new())
     }
 }
 
@@ -367,32 +388,6 @@ fn read_key(path: &Path) -> Result<SigningKey, DirectoryError> {
         .decode_mut(line, &mut *seed)
         .map_err(|_| damaged("a key is 43 characters of base64url"))?;
     Ok(SigningKey::from_seed(&seed))
-}
-
-const HEADER: &str = "causeway ledger 1";
-
-fn ledger_line(entry: &SignedEntry) -> String {
-    data_encoding::BASE64URL_NOPAD.encode(entry.bytes()) + "\n"
-}
-
-fn ledger_text(entries: &[SignedEntry]) -> String {
-    let lines: String = entries.iter().map(ledger_line).collect();
-    format!("{HEADER}\n{lines}")
-}
-
-fn read_ledger(text: &[u8]) -> Result<Vec<SignedEntry>, String> {
-    let text = std::str::from_utf8(text).map_err(|_| "it is not text".to_owned())?;
-    let mut entries = Vec::new();
-    for line in text.split_inclusive('\n').skip(1) {
-        let Some(line) = line.strip_suffix('\n') else {
-            break;
-        };
-        let bytes = data_encoding::BASE64URL_NOPAD
-            .decode(line.as_bytes())
-            .map_err(|error| error.to_string())?;
-        entries.push(SignedEntry::read(&bytes).map_err(|error| error.to_string())?);
-    }
-    Ok(entries)
 }
 
 #[cfg(test)]
@@ -540,6 +535,19 @@ mod tests {
         fs::write(&path, text).unwrap();
         let directory = open(&scratch.0).unwrap();
         assert_eq!(directory.ledger().unwrap(), [genesis()]);
+        directory.append(&[named()]).unwrap();
+        directory.append(&[named()]).unwrap();
+        assert_eq!(directory.ledger().unwrap(), [genesis(), named()]);
+    }
+
+    #[test]
+    fn an_entry_whose_line_lacks_only_its_end_is_kept() {
+        let scratch = Scratch::new();
+        init(&scratch.0, &new()).unwrap();
+        let path = scratch.0.join("broker/ledger");
+        let text = fs::read(&path).unwrap();
+        fs::write(&path, &text[..text.len() - 1]).unwrap();
+        let directory = open(&scratch.0).unwrap();
         directory.append(&[named()]).unwrap();
         assert_eq!(directory.ledger().unwrap(), [genesis(), named()]);
     }

@@ -5,7 +5,11 @@
 pub mod directory;
 mod fence;
 mod gate;
+mod http;
+mod metrics;
 mod pace;
+mod reflector;
+mod register;
 pub mod run;
 pub mod store;
 mod tls;

@@ -1,0 +1,397 @@
+//! What the store holds, in memory and verified: the mesh, and every record in the order of its
+//! last change. A watcher is a cursor over that order, so that a thousand of them cost no queue.
+
+mod batch;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use proto::entry::{Role, SignedEntry};
+use proto::key::{Hash, MeshId, PublicKey};
+use proto::life;
+use proto::mesh::{EntryRefusal, Event, MemberRefusal, Mesh};
+use proto::message::{GrantUse, Position};
+use proto::name::Name;
+use proto::record::{Member, SignedRecord};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::store::{Change, Contents, Heard, StoredUse};
+
+pub(crate) use batch::{Cursor, Reach, Scope};
+
+/// Dropped records that watchers are told of one by one; who was away for more gets a snapshot.
+const MOST_GONE: usize = 4096;
+
+pub(crate) struct Register {
+    mesh: Option<Mesh>,
+    epoch: [u8; 16],
+    revision: u64,
+    items: HashMap<PublicKey, Item>,
+    /// Of all items, by the revision of the last change.
+    order: BTreeSet<(u64, [u8; 32])>,
+    gone: BTreeSet<(u64, [u8; 32])>,
+    /// Who resumes from below has missed that something is gone.
+    floor: u64,
+    names: HashMap<(Name, Name), PublicKey>,
+    /// In the store, refused here; tried again when the ledger grows.
+    set_aside: BTreeMap<PublicKey, Vec<u8>>,
+    uses: BTreeMap<(Hash, u32), PublicKey>,
+    used_by: BTreeSet<(Hash, PublicKey)>,
+    heard: HashMap<PublicKey, Heard>,
+}
+
+struct Item {
+    revision: u64,
+    /// `None` once it is gone.
+    listed: Option<Listed>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Listed {
+    pub(crate) bytes: Arc<[u8]>,
+    pub(crate) site: Name,
+    pub(crate) node: Name,
+    pub(crate) role: Role,
+    pub(crate) withdrawn: bool,
+    /// Others have it as a gateway, so they are told what becomes of it.
+    was_gateway: bool,
+}
+
+#[derive(Debug, Error)]
+pub(crate) enum LoadError {
+    #[error(
+        "the store holds the ledger of another mesh: {0}. Give this broker its own store, or make it anew with `causeway broker init`"
+    )]
+    Ledger(EntryRefusal),
+}
+
+impl Register {
+    /// `mesh` is `None` for a broker that waits for its ledger.
+    pub(crate) fn new(mesh: Option<MeshId>) -> Register {
+        Register {
+            mesh: mesh.map(|mesh| Mesh::new(mesh, None)),
+            epoch: [0; 16],
+            revision: 0,
+            items: HashMap::new(),
+            order: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            floor: 0,
+            names: HashMap::new(),
+            set_aside: BTreeMap::new(),
+            uses: BTreeMap::new(),
+            used_by: BTreeSet::new(),
+            heard: HashMap::new(),
+        }
+    }
+
+    /// Takes everything from the store, at start or after falling behind.
+    pub(crate) fn load(&mut self, contents: Contents) -> Result<(), LoadError> {
+        let mesh = self.mesh.take();
+        *self = Register {
+            mesh,
+            epoch: contents.epoch,
+            revision: contents.revision,
+            floor: contents.forgotten_at,
+            ..Register::new(None)
+        };
+        for entry in &contents.entries {
+            self.take_entry(entry).map_err(LoadError::Ledger)?;
+        }
+        for member in contents.members {
+            self.take_member(member.revision, member.identity, member.bytes);
+        }
+        if let Some(mesh) = &mut self.mesh {
+            let held: Vec<PublicKey> = mesh.nodes().map(|node| node.identity).collect();
+            for identity in held {
+                if !self.items.contains_key(&identity) && !self.set_aside.contains_key(&identity) {
+                    mesh.forget(&identity);
+                }
+            }
+            mesh.handle_synced();
+        }
+        for taken in contents.uses {
+            self.take_use(taken);
+        }
+        self.heard = contents.heard.into_iter().collect();
+        self.drain_events(contents.revision);
+        Ok(())
+    }
+
+    /// One change of the store. Tells whether the ledger has grown.
+    pub(crate) fn handle_change(&mut self, revision: u64, change: Change) -> bool {
+        let grown = match change {
+            Change::Entry(bytes) => self.handle_entry(revision, &bytes),
+            Change::Member { identity, bytes } => {
+                self.take_member(revision, identity, bytes);
+                false
+            }
+            Change::Forgotten(identity) => {
+                self.handle_forgotten(revision, identity);
+                false
+            }
+            Change::Use(taken) => {
+                self.take_use(taken);
+                false
+            }
+            Change::Heard(identity, heard) => {
+                self.heard.insert(identity, heard);
+                false
+            }
+        };
+        self.drain_events(revision);
+        if let Some(mesh) = &mut self.mesh {
+            mesh.handle_synced();
+        }
+        grown
+    }
+
+    /// All changes up to here have been handled.
+    pub(crate) fn handle_revision(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+    }
+
+    fn handle_entry(&mut self, revision: u64, bytes: &[u8]) -> bool {
+        match self.take_entry(bytes) {
+            Ok(proto::mesh::Taken::New) => {
+                let aside = std::mem::take(&mut self.set_aside);
+                for (identity, bytes) in aside {
+                    self.take_member(revision, identity, bytes);
+                }
+                true
+            }
+            Ok(proto::mesh::Taken::Known) => false,
+            Err(refusal) => {
+                warn!("an entry in the store is no part of the ledger and is left out: {refusal}");
+                false
+            }
+        }
+    }
+
+    /// The first entry of a waiting broker's store says which mesh it is.
+    fn take_entry(&mut self, bytes: &[u8]) -> Result<proto::mesh::Taken, EntryRefusal> {
+        if self.mesh.is_none() {
+            let entry = SignedEntry::read(bytes)?;
+            self.mesh = Some(Mesh::new(entry.hash(), None));
+        }
+        self.mesh
+            .as_mut()
+            .map_or(Err(EntryRefusal::Orphan), |mesh| mesh.handle_entry(bytes))
+    }
+
+    fn take_member(&mut self, revision: u64, identity: PublicKey, bytes: Vec<u8>) {
+        let (Some(mesh), Ok(member)) = (&mut self.mesh, Member::read(&bytes)) else {
+            warn!("the record of {identity} in the store cannot be read and is left out");
+            return;
+        };
+        match mesh.handle_member(&member) {
+            // What is held until the ledger decides is shown to others, who decide alike.
+            Ok(_) | Err(MemberRefusal::Quarantined | MemberRefusal::TwoForOneUse(_)) => {}
+            Err(MemberRefusal::OldSequence { .. }) => return,
+            Err(refusal) if refusal.may_pass_later() => {
+                self.unlist(&identity);
+                self.set_aside.insert(identity, bytes);
+                return;
+            }
+            Err(refusal) => {
+                warn!("the record of {identity} in the store is left out: {refusal}");
+                return;
+            }
+        }
+        if let Ok(signed) = SignedRecord::read(&member.record) {
+            self.list(revision, &signed, bytes);
+        }
+    }
+
+    fn list(&mut self, revision: u64, signed: &SignedRecord, bytes: Vec<u8>) {
+        let record = signed.record();
+        let identity = record.identity;
+        let former = self.unlist(&identity);
+        let was_gateway = former.is_some_and(|former| former.was_gateway);
+        let listed = Listed {
+            bytes: bytes.into(),
+            site: record.site.clone(),
+            node: record.node.clone(),
+            role: record.role,
+            withdrawn: record.presence().is_none(),
+            was_gateway: was_gateway || record.role == Role::Gateway,
+        };
+        if !listed.withdrawn {
+            self.names
+                .insert((listed.site.clone(), listed.node.clone()), identity);
+        }
+        self.place(revision, identity, Some(listed));
+    }
+
+    fn handle_forgotten(&mut self, revision: u64, identity: PublicKey) {
+        self.unlist(&identity);
+        self.set_aside.remove(&identity);
+        self.heard.remove(&identity);
+        if let Some(mesh) = &mut self.mesh {
+            mesh.forget(&identity);
+        }
+        self.place(revision, identity, None);
+        self.gone.insert((revision, *identity.as_bytes()));
+        while self.gone.len() > MOST_GONE
+            && let Some(oldest) = self.gone.pop_first()
+        {
+            self.floor = self.floor.max(oldest.0);
+            if let Ok(identity) = PublicKey::new(oldest.1) {
+                self.unlist(&identity);
+            }
+        }
+    }
+
+    fn place(&mut self, revision: u64, identity: PublicKey, listed: Option<Listed>) {
+        self.order.insert((revision, *identity.as_bytes()));
+        self.items.insert(identity, Item { revision, listed });
+    }
+
+    fn unlist(&mut self, identity: &PublicKey) -> Option<Listed> {
+        let item = self.items.remove(identity)?;
+        let place = (item.revision, *identity.as_bytes());
+        self.order.remove(&place);
+        self.gone.remove(&place);
+        let listed = item.listed?;
+        let name = (listed.site.clone(), listed.node.clone());
+        if self.names.get(&name) == Some(identity) {
+            self.names.remove(&name);
+        }
+        Some(listed)
+    }
+
+    fn take_use(&mut self, taken: StoredUse) {
+        self.used_by.insert((taken.grant, taken.identity));
+        self.uses
+            .insert((taken.grant, taken.use_number), taken.identity);
+    }
+
+    fn drain_events(&mut self, revision: u64) {
+        while let Some(event) = self.mesh.as_mut().and_then(Mesh::poll_event) {
+            match event {
+                Event::NodeRevoked(identity) => self.set_revoked_aside(revision, identity),
+                Event::NodeHidden(_)
+                | Event::NodeWithdrawn(_)
+                | Event::NodeForgotten(_)
+                | Event::NodeChanged(_)
+                | Event::PrefixesChanged
+                | Event::BrokersChanged
+                | Event::ProblemsChanged => {}
+            }
+        }
+    }
+
+    /// Watchers learn it from the ledger's entry.
+    fn set_revoked_aside(&mut self, _revision: u64, identity: PublicKey) {
+        if let Some(listed) = self.unlist(&identity) {
+            info!(
+                "node {} of site {} is revoked; its record is spread no more",
+                listed.node, listed.site
+            );
+            self.set_aside.insert(identity, listed.bytes.to_vec());
+        }
+    }
+}
+
+/// What others ask of it.
+impl Register {
+    /// `None` until the ledger is here.
+    pub(crate) fn mesh(&self) -> Option<&Mesh> {
+        self.mesh.as_ref().filter(|mesh| !mesh.ledger().is_empty())
+    }
+
+    pub(crate) fn mesh_id(&self) -> Option<MeshId> {
+        self.mesh.as_ref().map(Mesh::id)
+    }
+
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        Position {
+            epoch: self.epoch,
+            revision: self.revision,
+        }
+    }
+
+    pub(crate) fn listed(&self, identity: &PublicKey) -> Option<&Listed> {
+        self.items.get(identity)?.listed.as_ref()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.order.len() - self.gone.len()
+    }
+
+    pub(crate) fn holder(&self, site: &Name, node: &Name) -> Option<PublicKey> {
+        self.names.get(&(site.clone(), node.clone())).copied()
+    }
+
+    pub(crate) fn heard(&self, identity: &PublicKey) -> Option<Heard> {
+        self.heard.get(identity).copied()
+    }
+
+    pub(crate) fn has_used(&self, grant: &Hash, identity: &PublicKey) -> bool {
+        self.used_by.contains(&(*grant, *identity))
+    }
+
+    /// Nodes of a site and role but for this one; withdrawn ones take no room.
+    pub(crate) fn count_of(&self, site: &Name, role: Role, except: &PublicKey) -> usize {
+        self.items
+            .iter()
+            .filter(|(identity, _)| *identity != except)
+            .filter_map(|(_, item)| item.listed.as_ref())
+            .filter(|listed| !listed.withdrawn && listed.role == role && listed.site == *site)
+            .count()
+    }
+
+    /// In the order of their identities, after this one.
+    pub(crate) fn nodes_after(&self, after: Option<[u8; 32]>) -> Vec<(PublicKey, &Listed)> {
+        let mut nodes: Vec<(PublicKey, &Listed)> = self
+            .items
+            .iter()
+            .filter(|(identity, _)| after.is_none_or(|after| *identity.as_bytes() > after))
+            .filter_map(|(identity, item)| Some((*identity, item.listed.as_ref()?)))
+            .collect();
+        nodes.sort_unstable_by_key(|(identity, _)| *identity);
+        nodes
+    }
+
+    pub(crate) fn uses_after(
+        &self,
+        after: Option<([u8; 32], u32)>,
+    ) -> impl Iterator<Item = GrantUse> {
+        let after = after.map(|(grant, number)| (Hash(grant), number));
+        self.uses
+            .iter()
+            .filter(move |(place, _)| after.is_none_or(|after| **place > after))
+            .map(|((grant, use_number), identity)| GrantUse {
+                grant: grant.0,
+                use_number: *use_number,
+                identity: *identity.as_bytes(),
+            })
+    }
+
+    /// Whose records are to be dropped; `is_here` says who is connected to this broker.
+    pub(crate) fn silent(
+        &self,
+        now: u64,
+        serving_since: u64,
+        is_here: impl Fn(&PublicKey) -> bool,
+    ) -> Vec<PublicKey> {
+        let is_silent = |identity: &PublicKey| {
+            let heard = self.heard(identity);
+            let unheard = life::unheard_for(now, heard.map_or(0, |heard| heard.at), serving_since);
+            !is_here(identity)
+                && !heard.is_some_and(|heard| heard.connected)
+                && life::is_dropped(unheard)
+        };
+        let listed = self.items.iter().filter(|(_, item)| item.listed.is_some());
+        listed
+            .map(|(identity, _)| identity)
+            .chain(self.set_aside.keys())
+            .filter(|identity| is_silent(identity))
+            .copied()
+            .collect()
+    }
+}
