@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::store::StoreError;
+use crate::store::redb::RedbStore;
+
 use files::{Staged, failed};
 
 const VERSION: u32 = 1;
@@ -67,6 +70,8 @@ pub enum DirectoryError {
         .authority.display(), .path.display()
     )]
     Inside { authority: PathBuf, path: PathBuf },
+    #[error("the store cannot be used: {0}")]
+    Store(#[from] StoreError),
     #[error("the store {0} cannot be used: give `redb` or `etcd://HOST:PORT,HOST:PORT/PREFIX`")]
     StoreUrl(String),
 }
@@ -158,10 +163,12 @@ fn fill(path: &Path, new: &New) -> Result<(), DirectoryError> {
     let key = Zeroizing::new(data_encoding::BASE64URL_NOPAD.encode(&*seed) + "\n");
     files::write_new(&path.join(KEY), key.as_bytes())?;
     files::write_new(&path.join(ABOUT), &new.about.write())?;
-    files::write_new(
-        &path.join(LEDGER),
-        ledger_file::text(&new.entries).as_bytes(),
-    )
+    let ledger = ledger_file::text(&new.entries);
+    files::write_new(&path.join(LEDGER), ledger.as_bytes())?;
+    match new.about.store {
+        StoreUrl::Redb => Ok(RedbStore::create(&path.join(STORE), new.about.store_id)?),
+        StoreUrl::Etcd(_) => Ok(()),
+    }
 }
 
 impl Prepared {

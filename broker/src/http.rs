@@ -54,9 +54,8 @@ pub(crate) async fn serve(listener: TcpListener, shown: Arc<impl Shown>) {
                 .header_read_timeout(HEAD)
                 .max_buf_size(16 * 1024)
                 .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(CONNECTION, connection).await {
-                Ok(Err(error)) => debug!("http: {error}"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION, connection).await {
+                debug!("http: {error}");
             }
             drop(place);
         });

@@ -2,14 +2,23 @@
 
 #![forbid(unsafe_code)]
 
+mod accept;
+mod broker;
 pub mod directory;
+mod enrol;
+mod entries;
 mod fence;
+mod follow;
+mod frames;
 mod gate;
 mod http;
 mod metrics;
 mod pace;
+mod publish;
 mod reflector;
 mod register;
 pub mod run;
+mod seats;
+mod session;
 pub mod store;
 mod tls;

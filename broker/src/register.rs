@@ -9,16 +9,17 @@ use std::sync::Arc;
 use proto::entry::{Role, SignedEntry};
 use proto::key::{Hash, MeshId, PublicKey};
 use proto::life;
-use proto::mesh::{EntryRefusal, Event, MemberRefusal, Mesh};
+use proto::mesh::{EntryRefusal, Event, MemberRefusal, Mesh, Taken};
 use proto::message::{GrantUse, Position};
 use proto::name::Name;
 use proto::record::{Member, SignedRecord};
 use thiserror::Error;
 use tracing::{info, warn};
 
+use crate::entries;
 use crate::store::{Change, Contents, Heard, StoredUse};
 
-pub(crate) use batch::{Cursor, Reach, Scope};
+pub(crate) use batch::{Cursor, Scope};
 
 /// Dropped records that watchers are told of one by one; who was away for more gets a snapshot.
 const MOST_GONE: usize = 4096;
@@ -29,8 +30,8 @@ pub(crate) struct Register {
     revision: u64,
     items: HashMap<PublicKey, Item>,
     /// Of all items, by the revision of the last change.
-    order: BTreeSet<(u64, [u8; 32])>,
-    gone: BTreeSet<(u64, [u8; 32])>,
+    order: BTreeMap<(u64, [u8; 32]), PublicKey>,
+    gone: BTreeMap<(u64, [u8; 32]), PublicKey>,
     /// Who resumes from below has missed that something is gone.
     floor: u64,
     names: HashMap<(Name, Name), PublicKey>,
@@ -74,8 +75,8 @@ impl Register {
             epoch: [0; 16],
             revision: 0,
             items: HashMap::new(),
-            order: BTreeSet::new(),
-            gone: BTreeSet::new(),
+            order: BTreeMap::new(),
+            gone: BTreeMap::new(),
             floor: 0,
             names: HashMap::new(),
             set_aside: BTreeMap::new(),
@@ -114,7 +115,7 @@ impl Register {
             self.take_use(taken);
         }
         self.heard = contents.heard.into_iter().collect();
-        self.drain_events(contents.revision);
+        self.drain_events();
         Ok(())
     }
 
@@ -139,28 +140,29 @@ impl Register {
                 false
             }
         };
-        self.drain_events(revision);
-        if let Some(mesh) = &mut self.mesh {
-            mesh.handle_synced();
-        }
+        self.drain_events();
         grown
     }
 
     /// All changes up to here have been handled.
     pub(crate) fn handle_revision(&mut self, revision: u64) {
         self.revision = self.revision.max(revision);
+        if let Some(mesh) = &mut self.mesh {
+            mesh.handle_synced();
+        }
     }
 
     fn handle_entry(&mut self, revision: u64, bytes: &[u8]) -> bool {
         match self.take_entry(bytes) {
-            Ok(proto::mesh::Taken::New) => {
+            Ok(Taken::New) => {
+                entries::audit(bytes);
                 let aside = std::mem::take(&mut self.set_aside);
                 for (identity, bytes) in aside {
                     self.take_member(revision, identity, bytes);
                 }
                 true
             }
-            Ok(proto::mesh::Taken::Known) => false,
+            Ok(Taken::Known) => false,
             Err(refusal) => {
                 warn!("an entry in the store is no part of the ledger and is left out: {refusal}");
                 false
@@ -169,7 +171,7 @@ impl Register {
     }
 
     /// The first entry of a waiting broker's store says which mesh it is.
-    fn take_entry(&mut self, bytes: &[u8]) -> Result<proto::mesh::Taken, EntryRefusal> {
+    fn take_entry(&mut self, bytes: &[u8]) -> Result<Taken, EntryRefusal> {
         if self.mesh.is_none() {
             let entry = SignedEntry::read(bytes)?;
             self.mesh = Some(Mesh::new(entry.hash(), None));
@@ -231,19 +233,18 @@ impl Register {
             mesh.forget(&identity);
         }
         self.place(revision, identity, None);
-        self.gone.insert((revision, *identity.as_bytes()));
+        self.gone.insert((revision, *identity.as_bytes()), identity);
         while self.gone.len() > MOST_GONE
-            && let Some(oldest) = self.gone.pop_first()
+            && let Some(((revision, _), identity)) = self.gone.pop_first()
         {
-            self.floor = self.floor.max(oldest.0);
-            if let Ok(identity) = PublicKey::new(oldest.1) {
-                self.unlist(&identity);
-            }
+            self.floor = self.floor.max(revision);
+            self.unlist(&identity);
         }
     }
 
     fn place(&mut self, revision: u64, identity: PublicKey, listed: Option<Listed>) {
-        self.order.insert((revision, *identity.as_bytes()));
+        self.order
+            .insert((revision, *identity.as_bytes()), identity);
         self.items.insert(identity, Item { revision, listed });
     }
 
@@ -266,10 +267,10 @@ impl Register {
             .insert((taken.grant, taken.use_number), taken.identity);
     }
 
-    fn drain_events(&mut self, revision: u64) {
+    fn drain_events(&mut self) {
         while let Some(event) = self.mesh.as_mut().and_then(Mesh::poll_event) {
             match event {
-                Event::NodeRevoked(identity) => self.set_revoked_aside(revision, identity),
+                Event::NodeRevoked(identity) => self.set_revoked_aside(identity),
                 Event::NodeHidden(_)
                 | Event::NodeWithdrawn(_)
                 | Event::NodeForgotten(_)
@@ -282,7 +283,7 @@ impl Register {
     }
 
     /// Watchers learn it from the ledger's entry.
-    fn set_revoked_aside(&mut self, _revision: u64, identity: PublicKey) {
+    fn set_revoked_aside(&mut self, identity: PublicKey) {
         if let Some(listed) = self.unlist(&identity) {
             info!(
                 "node {} of site {} is revoked; its record is spread no more",

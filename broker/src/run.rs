@@ -1,12 +1,48 @@
-//! The process `causeway broker run`: opens the directory and the store, then one event loop.
+//! The process `causeway broker run`: opens the directory and the store, then one event loop that
+//! takes connections until it is told to stop.
+
+mod sockets;
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
 
-use crate::directory::{DirectoryError, StoreUrl};
+use crate::accept::Door;
+use crate::broker::{Broker, Ending};
+use crate::directory::{self, Directory, DirectoryError, StoreUrl};
+use crate::entries;
+use crate::fence;
+use crate::follow;
+use crate::http;
+use crate::reflector;
+use crate::register::{LoadError, Register};
+use crate::store::redb::RedbStore;
+use crate::store::{Contents, Store, StoreError};
+use crate::tls::{self, TlsError};
+
+use sockets::Sockets;
+
+/// A stopping broker waits so long for its sessions to end.
+const SESSIONS_END: Duration = Duration::from_secs(5);
+const LAST_WRITE: Duration = Duration::from_secs(2);
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+/// After a failed accept, so that a shortage does not become a busy loop.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+/// Handshakes are all the work there is; more threads would only cost memory.
+const MOST_THREADS: usize = 4;
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -35,21 +71,274 @@ pub struct Serving {
 pub enum Error {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("cannot {doing} {what}: {error}")]
+    Io {
+        doing: &'static str,
+        what: String,
+        #[source]
+        error: io::Error,
+    },
+    #[error("a broker is running already on {}", .0.display())]
+    Running(PathBuf),
+    #[error("the fence around this process cannot be put up: {0}")]
+    Fence(#[from] landlock::RulesetError),
+    #[error("the store cannot be used: {0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Ledger(String),
+    #[error("{0}")]
+    Failed(String),
 }
 
-/// Serves until SIGTERM or SIGINT. Must be called while the process has one thread: the fence goes
-/// up for threads that are started after it.
+/// Serves until SIGTERM or SIGINT. To be called while the process has one thread: the fence holds
+/// for threads that are started after it.
 pub fn run(options: Options, ready: impl FnOnce(&Serving)) -> Result<(), Error> {
-    serve(options, ready, std::future::pending())
+    let directory = directory::open(&options.state_directory)?;
+    sockets::make_runtime_directory(&options.runtime_directory)?;
+    harden();
+    let own = [directory.path(), options.runtime_directory.as_path()];
+    // Looked for before the fence hides it.
+    let near = fence::authority_near(directory.about().authority_directory.as_deref());
+    let fenced = fence::put_up(&own)?;
+    fence::report(fenced, near.as_deref());
+    serve_directory(&options, directory, near.as_deref(), ready, stop_signal())
 }
 
-/// The same until `stop`, for tests.
+/// The same until `stop`, without the fence: for tests that run a broker beside other things.
 pub fn serve(
     options: Options,
     ready: impl FnOnce(&Serving),
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let _later = (ready, stop);
-    crate::directory::open(&options.state_directory)?;
-    Ok(())
+    let directory = directory::open(&options.state_directory)?;
+    sockets::make_runtime_directory(&options.runtime_directory)?;
+    let near = fence::authority_near(directory.about().authority_directory.as_deref());
+    serve_directory(&options, directory, near.as_deref(), ready, stop)
+}
+
+fn serve_directory(
+    options: &Options,
+    directory: Directory,
+    authority_near: Option<&Path>,
+    ready: impl FnOnce(&Serving),
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let runtime = runtime()?;
+    let url = options.store.clone();
+    let url = url.unwrap_or_else(|| directory.about().store.clone());
+    let done = runtime.block_on(async {
+        let mut stop = Box::pin(stop);
+        let started = tokio::select! {
+            started = start(options, directory, url) => started?,
+            () = &mut stop => return Ok(()),
+        };
+        let near = i64::from(authority_near.is_some());
+        started.broker.metrics.authority_near.set(near);
+        ready(&started.sockets.serving);
+        started.serve(stop).await
+    });
+    runtime.shutdown_timeout(SESSIONS_END);
+    done
+}
+
+fn runtime() -> Result<Runtime, Error> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(MOST_THREADS))
+        .thread_name("broker")
+        .enable_all()
+        .build()
+        .map_err(failed("start", "threads"))
+}
+
+/// What no error should keep from serving.
+fn harden() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        warn!("cannot keep keys out of core dumps: {error}");
+    }
+    // A connection is a descriptor.
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!("cannot raise the number of connections to what the system allows: {error}");
+    }
+}
+
+async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        warn!("signals cannot be handled: end this process with SIGKILL");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn failed(doing: &'static str, what: impl ToString) -> impl FnOnce(io::Error) -> Error {
+    let what = what.to_string();
+    move |error| Error::Io { doing, what, error }
+}
+
+/// A broker that has all it needs.
+struct Started {
+    broker: Arc<Broker>,
+    door: Arc<Door>,
+    sockets: Sockets,
+    /// Ends when the last connection has.
+    ended: mpsc::Receiver<()>,
+}
+
+async fn start(options: &Options, directory: Directory, url: StoreUrl) -> Result<Started, Error> {
+    let key = proto::key::SigningKey::from_seed(&directory.key().seed());
+    let tls = tls::server(&key)?;
+    let store = open_store(&directory, &url).await?;
+    let mut register = Register::new(directory.about().mesh);
+    let contents = load(&*store).await?;
+    register
+        .load(contents)
+        .map_err(|error: LoadError| Error::Ledger(error.to_string()))?;
+    let sockets = Sockets::bind(options).await?;
+    let port = sockets.serving.listen.port();
+    let broker = Arc::new(Broker::new(directory, Arc::new(key), store, register, port));
+    tokio::spawn(follow::follow(Arc::clone(&broker)));
+    follow::handle_grown(&broker);
+    import(&broker).await?;
+    report(&broker, &url, &sockets.serving);
+    let (alive, ended) = mpsc::channel(1);
+    let door = Door::new(Arc::clone(&broker), tls, alive);
+    Ok(Started {
+        broker,
+        door,
+        sockets,
+        ended,
+    })
+}
+
+async fn open_store(directory: &Directory, url: &StoreUrl) -> Result<Arc<dyn Store>, Error> {
+    let id = directory.about().store_id;
+    match url {
+        StoreUrl::Redb => Ok(Arc::new(RedbStore::open(&directory.store_path(), id)?)),
+        StoreUrl::Etcd(url) => Err(DirectoryError::StoreUrl(url.clone()).into()),
+    }
+}
+
+/// Waits for a store that is down.
+async fn load(store: &dyn Store) -> Result<Contents, Error> {
+    loop {
+        match store.load().await {
+            Err(StoreError::Down(why)) => {
+                warn!("the store cannot be read, trying again: {why}");
+                sleep(STORE_AGAIN).await;
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Takes in what commands on this host have left while the broker was not running.
+async fn import(broker: &Arc<Broker>) -> Result<(), Error> {
+    let left = broker.directory().ledger()?;
+    match entries::take(broker, left).await {
+        Ok(()) => Ok(()),
+        // Served from what is there; the entries are taken in at the next start.
+        Err(proto::message::Refusal::StoreDown { .. }) => Ok(()),
+        Err(refusal) => Err(Error::Ledger(format!(
+            "the ledger in {} cannot be taken in: {refusal:?}",
+            broker.directory().path().display()
+        ))),
+    }
+}
+
+fn report(broker: &Broker, url: &StoreUrl, serving: &Serving) {
+    let register = broker.register();
+    match register.mesh() {
+        Some(mesh) => {
+            info!(
+                "mesh {}: {} ledger entries, {} nodes, store {url}",
+                mesh.id(),
+                mesh.ledger().len(),
+                register.count()
+            );
+            let own = broker.key.public();
+            if !mesh.charter().brokers.iter().any(|named| named.key == own) {
+                warn!(
+                    "the ledger does not name this broker: nobody can join here until `causeway broker add` has named it"
+                );
+            }
+        }
+        None => info!(
+            "no ledger yet: name this broker with `causeway broker add` where the authority {} is",
+            broker.authority
+        ),
+    }
+    info!("broker key (pin): {}", broker.key.public());
+    info!("listening on {} (tcp and udp)", serving.listen);
+    if let Some(http) = serving.http {
+        info!("metrics and health on http://{http}");
+    }
+}
+
+impl Started {
+    async fn serve(mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<(), Error> {
+        let mut ending = self.broker.ending();
+        let reflector = self.sockets.take_reflector().map(|socket| {
+            let (askers, metrics) = (&self.broker.askers, &self.broker.metrics);
+            let answers = reflector::serve(socket, Arc::clone(askers), Arc::clone(metrics));
+            tokio::spawn(answers)
+        });
+        if let Some(listener) = self.sockets.http.take() {
+            tokio::spawn(http::serve(listener, Arc::clone(&self.broker)));
+        }
+        let ticks = tokio::spawn(follow::tick(Arc::clone(&self.broker)));
+        loop {
+            tokio::select! {
+                connection = self.sockets.tcp.accept() => match connection {
+                    Ok((stream, peer)) => self.door.handle_connection(stream, peer),
+                    Err(error) => self.handle_accept_error(&error).await,
+                },
+                connection = self.sockets.local.listener.accept() => match connection {
+                    Ok((stream, _)) => self.door.handle_local(stream),
+                    Err(error) => self.handle_accept_error(&error).await,
+                },
+                () = &mut stop => self.broker.end(Ending::Asked),
+                _ = ending.wait_for(Option::is_some) => break,
+            }
+        }
+        ticks.abort();
+        if let Some(reflector) = reflector {
+            reflector.abort();
+        }
+        let asked = ending.borrow().clone();
+        match asked {
+            Some(Ending::Failed(why)) => Err(Error::Failed(why)),
+            Some(Ending::Asked) | None => {
+                self.finish().await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn handle_accept_error(&self, error: &io::Error) {
+        warn!("cannot take a connection: {error}");
+        self.door.handle_shortage();
+        sleep(ACCEPT_AGAIN).await;
+    }
+
+    /// Lets sessions say goodbye and writes down who was here.
+    async fn finish(mut self) {
+        info!("stopping");
+        let Sockets { tcp, local, .. } = self.sockets;
+        drop(tcp);
+        drop(local);
+        drop(self.door);
+        drop(timeout(SESSIONS_END, self.ended.recv()).await);
+        drop(timeout(LAST_WRITE, self.broker.flush_heard()).await);
+        info!("stopped");
+    }
 }

@@ -8,7 +8,7 @@ use proto::key::{Hash, PublicKey};
 use proto::message::{Position, Push};
 use proto::name::Name;
 
-use super::{Item, Listed, Register};
+use super::{Listed, Register};
 
 /// Leaves room in a frame for what is around the blobs.
 const BUDGET: usize = MAX_FRAME - 16 * 1024;
@@ -190,34 +190,27 @@ impl Register {
         room: &mut usize,
     ) -> bool {
         let rest = (Bound::Excluded(cursor.after), Bound::Unbounded);
-        for place in self.order.range(rest) {
-            let Some((identity, item)) = self.item_at(place) else {
-                continue;
-            };
-            match &item.listed {
-                Some(listed) if scope.sees(identity, listed) => {
+        for (place, identity) in self.order.range(rest) {
+            let listed = self.items.get(identity).map(|item| &item.listed);
+            match listed {
+                Some(Some(listed)) if scope.sees(identity, listed) => {
                     let first = push.entries.is_empty() && push.members.is_empty();
                     if !fits(listed.bytes.len(), room, first) {
                         return false;
                     }
                     push.members.push(listed.bytes.to_vec());
                 }
-                None if !cursor.snapshot => {
+                Some(None) if !cursor.snapshot => {
                     if !fits(place.1.len(), room, false) {
                         return false;
                     }
                     push.forgotten.push(place.1);
                 }
-                Some(_) | None => {}
+                Some(Some(_) | None) | None => {}
             }
             cursor.after = *place;
         }
         true
-    }
-
-    fn item_at(&self, place: &(u64, [u8; 32])) -> Option<(&PublicKey, &Item)> {
-        let identity = PublicKey::new(place.1).ok()?;
-        self.items.get_key_value(&identity)
     }
 }
 

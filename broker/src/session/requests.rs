@@ -1,0 +1,369 @@
+//! What a caller asks, and what it may ask.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::enrolment::Enrolment;
+use proto::frame::MAX_FRAME;
+use proto::key::{Domain, PublicKey, Signature};
+use proto::ledger::Standing;
+use proto::mesh::MemberRefusal;
+use proto::message::{Authenticate, Enrol, NodeStatus, Refusal, Reply, Request, Who};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{CARRIES, Caller, Node, Seat, Session};
+use crate::broker::unix_now;
+use crate::enrol;
+use crate::entries;
+use crate::metrics::Outcome;
+use crate::pace::Bucket;
+use crate::publish;
+
+/// Of the records in one reply.
+const BUDGET: usize = MAX_FRAME - 32 * 1024;
+/// Of the uses in one reply, each below 80 bytes.
+const MOST_USES: usize = 2048;
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
+    pub(super) async fn handle_request(&mut self, request: Request) -> Reply {
+        if let Err(wait) = self.requests.take(std::time::Instant::now()) {
+            return Reply::Refused(too_often(wait));
+        }
+        let reply = match request {
+            Request::Enrol(asked) => self.enrol(&asked).await,
+            Request::Authenticate(asked) => self.authenticate(&asked),
+            Request::Publish { member } => self.publish(member).await,
+            Request::Watch { resume, heads } => {
+                self.watch(resume, &heads).ok_or(Refusal::NotAllowed)
+            }
+            Request::PutLedger { entries } => self.put_ledger(entries).await,
+            Request::Reflect => self.reflect(),
+            Request::Ping => Ok(Reply::Pong),
+            Request::Ledger { .. } | Request::ListNodes { .. } | Request::ListUses { .. }
+                if !self.is_known() =>
+            {
+                Err(Refusal::NotAllowed)
+            }
+            Request::Ledger { heads } => Ok(entries::missing(&self.broker, &heads)),
+            Request::ListNodes { after } => Ok(self.list_nodes(after)),
+            Request::ListUses { after } => {
+                let register = self.broker.register();
+                Ok(Reply::Uses(
+                    register.uses_after(after).take(MOST_USES).collect(),
+                ))
+            }
+        };
+        reply.unwrap_or_else(Reply::Refused)
+    }
+
+    fn check_hello_mesh(&self) -> Result<(), Refusal> {
+        let register = self.broker.register();
+        match register.mesh().map(proto::mesh::Mesh::id) {
+            Some(mesh) if mesh != self.mesh => Err(Refusal::WrongMesh { mesh: mesh.0 }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn enrol(&mut self, asked: &Enrol) -> Result<Reply, Refusal> {
+        let done = self.try_enrol(asked).await;
+        let outcome = match &done {
+            Ok(_) => "enrolled",
+            Err(refusal) => super::reason_of(refusal),
+        };
+        self.broker
+            .metrics
+            .enrolments
+            .get_or_create(&Outcome { outcome })
+            .inc();
+        done
+    }
+
+    async fn try_enrol(&mut self, asked: &Enrol) -> Result<Reply, Refusal> {
+        let (Some(exporter), false) = (self.link.exporter, self.is_known()) else {
+            return Err(Refusal::NotAllowed);
+        };
+        self.check_hello_mesh()?;
+        self.check_attempts()?;
+        let proven = match enrol::prove(&self.broker, asked, &exporter).await {
+            Ok(proven) => proven,
+            Err(refusal) => {
+                self.note_failure(&refusal);
+                return Err(refusal);
+            }
+        };
+        // It has shown the token's key; the store may take its time.
+        self.link.pass = None;
+        let node = Node {
+            identity: proven.proof.identity,
+            grant: proven.proof.grant,
+            site: proven.grant.site.clone(),
+            role: proven.grant.role,
+        };
+        let enrolment = enrol::enrol(&self.broker, proven).await?;
+        self.become_node(node)?;
+        Ok(Reply::Enrolled { enrolment })
+    }
+
+    fn check_attempts(&self) -> Result<(), Refusal> {
+        let Some(source) = self.link.source else {
+            return Ok(());
+        };
+        self.broker
+            .failures()
+            .check(&source, std::time::Instant::now())
+            .map_err(too_often)
+    }
+
+    /// Only what no honest joiner sends counts: a hundred may share an address and a token.
+    fn note_failure(&self, refusal: &Refusal) {
+        if *refusal != Refusal::BadProof {
+            return;
+        }
+        if let Some(source) = self.link.source {
+            warn!("{}: a join with a forged proof", self.link.peer);
+            self.broker
+                .failures()
+                .handle_failure(source, std::time::Instant::now());
+        }
+    }
+
+    fn authenticate(&mut self, asked: &Authenticate) -> Result<Reply, Refusal> {
+        let authenticated = Reply::Authenticated { now: unix_now() };
+        let Some(exporter) = self.link.exporter else {
+            return Ok(authenticated);
+        };
+        if self.is_known() {
+            return Err(Refusal::NotAllowed);
+        }
+        self.check_hello_mesh()?;
+        let key = match &asked.who {
+            Who::Node { identity, .. } => identity,
+            Who::Authority { key } => key,
+        };
+        let key = PublicKey::new(*key).map_err(|_| Refusal::BadProof)?;
+        key.verify(Domain::Session, &exporter, &Signature(asked.session))
+            .map_err(|_| Refusal::BadProof)?;
+        match &asked.who {
+            Who::Node { enrolment, .. } => {
+                let node = self.check_node(key, enrolment)?;
+                self.become_node(node)?;
+            }
+            Who::Authority { .. } => self.become_authority(key)?,
+        }
+        Ok(authenticated)
+    }
+
+    fn check_node(&mut self, identity: PublicKey, enrolment: &[u8]) -> Result<Node, Refusal> {
+        let enrolment = Enrolment::read(enrolment).map_err(|_| Refusal::NotEnrolled)?;
+        if enrolment.proof.identity != identity {
+            return Err(Refusal::BadProof);
+        }
+        let checked = {
+            let register = self.broker.register();
+            let mesh = register.mesh().ok_or(Refusal::NotReady)?;
+            mesh.check_enrolment(&enrolment).map(|()| {
+                let grant = &mesh.charter().grants[&enrolment.proof.grant].grant;
+                (grant.site.clone(), grant.role)
+            })
+        };
+        match checked {
+            Ok((site, role)) => Ok(Node {
+                identity,
+                grant: enrolment.proof.grant,
+                site,
+                role,
+            }),
+            Err(error) => {
+                let refusal = refusal(&error);
+                if refusal == Refusal::GrantUnknown {
+                    self.become_carrier(None)?;
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    fn become_node(&mut self, node: Node) -> Result<(), Refusal> {
+        self.link.pass = None;
+        let (identity, grant) = (node.identity, node.grant);
+        info!(
+            "node key {} of site {} at {} is here",
+            identity.short(),
+            node.site,
+            self.link.peer
+        );
+        self.seat = Some(Seat::take(&self.broker, Some(node.clone())));
+        self.caller = Caller::Node(node);
+        self.requests = super::requests_of_known();
+        self.frames.allow(MAX_FRAME);
+        // It may have been revoked while this was decided, and before it had a seat to lose.
+        let standing = {
+            let register = self.broker.register();
+            let mesh = register.mesh().ok_or(Refusal::NotReady)?;
+            mesh.charter().standing(&grant, &identity)
+        };
+        if standing == Standing::Good {
+            return Ok(());
+        }
+        self.broker.cut_off_revoked();
+        Err(enrol::refusal_of(standing))
+    }
+
+    /// The authority in force; before there is a ledger, the one this broker was made for.
+    fn become_authority(&mut self, key: PublicKey) -> Result<(), Refusal> {
+        let (is_in_force, was_in_force) = {
+            let register = self.broker.register();
+            match register.mesh().map(proto::mesh::Mesh::charter) {
+                Some(charter) => (
+                    charter.authority == Some(key),
+                    charter.authorities.contains(&key),
+                ),
+                None => (key == self.broker.authority, false),
+            }
+        };
+        if is_in_force {
+            self.link.pass = None;
+            info!("the authority is at {}", self.link.peer);
+            self.seat = Some(Seat::take(&self.broker, None));
+            self.caller = Caller::Authority;
+            self.requests = super::requests_of_known();
+            self.frames.allow(MAX_FRAME);
+            return Ok(());
+        }
+        if was_in_force {
+            return Err(Refusal::NotAllowed);
+        }
+        // Perhaps one that this broker has yet to hear of.
+        self.become_carrier(Some(key))
+    }
+
+    /// Few at a time, or strangers could fill memory with what proves nothing.
+    fn become_carrier(&mut self, authority: Option<PublicKey>) -> Result<(), Refusal> {
+        if self.is_carrier() {
+            return Ok(());
+        }
+        let place = Arc::clone(&self.broker.carriers)
+            .try_acquire_owned()
+            .map_err(|_| Refusal::TooOften { retry_s: 10 })?;
+        self.caller = Caller::Carrier {
+            until: Instant::now() + CARRIES,
+            authority,
+            _place: place,
+        };
+        self.requests = Bucket::new(8, Duration::from_secs(1));
+        self.frames.allow(MAX_FRAME);
+        Ok(())
+    }
+
+    async fn put_ledger(&mut self, entries: Vec<Vec<u8>>) -> Result<Reply, Refusal> {
+        if !self.is_known() && !self.is_carrier() {
+            return Err(Refusal::NotAllowed);
+        }
+        let heads = entries::put(&self.broker, entries).await?;
+        if let Caller::Carrier {
+            authority: Some(key),
+            ..
+        } = self.caller
+        {
+            // What it brought may have made it the authority; if not, it stays what it is.
+            self.become_authority(key)?;
+        }
+        Ok(Reply::LedgerTaken { heads })
+    }
+
+    async fn publish(&mut self, member: Vec<u8>) -> Result<Reply, Refusal> {
+        let Caller::Node(node) = &self.caller else {
+            return Err(Refusal::NotAllowed);
+        };
+        self.publications
+            .take(std::time::Instant::now())
+            .map_err(too_often)?;
+        let done = publish::publish(&self.broker, &node.identity, member).await;
+        let outcome = match &done {
+            Ok(_) => "taken",
+            Err(refusal) => super::reason_of(refusal),
+        };
+        self.broker
+            .metrics
+            .publications
+            .get_or_create(&Outcome { outcome })
+            .inc();
+        done.map(|revision| Reply::Published { revision })
+    }
+
+    fn reflect(&mut self) -> Result<Reply, Refusal> {
+        let Caller::Node(_) = &self.caller else {
+            return Err(Refusal::NotAllowed);
+        };
+        let leave = match self.leave.take() {
+            Some(leave) => leave,
+            None => self
+                .broker
+                .askers
+                .allow()
+                .map_err(|_| Refusal::TooOften { retry_s: 1 })?,
+        };
+        let message = leave.message(self.broker.port);
+        self.leave = Some(leave);
+        Ok(Reply::Reflector(message))
+    }
+
+    fn list_nodes(&self, after: Option<[u8; 32]>) -> Reply {
+        let register = self.broker.register();
+        let now = unix_now();
+        let mut room = BUDGET;
+        let mut nodes = Vec::new();
+        for (identity, listed) in register.nodes_after(after) {
+            let length = listed.bytes.len() + 32;
+            if length > room {
+                break;
+            }
+            room -= length;
+            let heard = register.heard(&identity);
+            let connected =
+                self.broker.seats.is_taken(&identity) || heard.is_some_and(|heard| heard.connected);
+            nodes.push(NodeStatus {
+                member: listed.bytes.to_vec(),
+                connected,
+                heard: if connected {
+                    now
+                } else {
+                    heard.map_or(0, |heard| heard.at)
+                },
+            });
+        }
+        Reply::Nodes(nodes)
+    }
+}
+
+fn refusal(error: &MemberRefusal) -> Refusal {
+    match error {
+        MemberRefusal::NoGrant => Refusal::GrantUnknown,
+        MemberRefusal::GrantClosed | MemberRefusal::Revoked => Refusal::Revoked,
+        MemberRefusal::SiteRevoked => Refusal::SiteRevoked,
+        MemberRefusal::Quarantined => enrol::refusal_of(Standing::Quarantined),
+        MemberRefusal::WrongMesh(mesh) => Refusal::WrongMesh { mesh: mesh.0 },
+        MemberRefusal::EnrolmentForm(_)
+        | MemberRefusal::RecordForm(_)
+        | MemberRefusal::UseNumber { .. }
+        | MemberRefusal::Enrolment(_)
+        | MemberRefusal::ForeignBroker(_)
+        | MemberRefusal::OtherIdentity
+        | MemberRefusal::RecordSignature
+        | MemberRefusal::WrongSite { .. }
+        | MemberRefusal::WrongRole { .. }
+        | MemberRefusal::OldSequence { .. }
+        | MemberRefusal::SameSequence(_)
+        | MemberRefusal::TwoForOneUse(_)
+        | MemberRefusal::Quota { .. } => Refusal::NotEnrolled,
+    }
+}
+
+fn too_often(wait: Duration) -> Refusal {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    Refusal::TooOften {
+        retry_s: u32::try_from(seconds).unwrap_or(u32::MAX),
+    }
+}
