@@ -8,9 +8,10 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::thread;
 
 use nix::fcntl::{Flock, FlockArg};
-use proto::entry::{SignedEntry, StoreId, is_broker_address};
+use proto::entry::{SignedEntry, StoreId};
 use proto::key::{MeshId, PublicKey, SigningKey};
 use proto::ledger_file;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::store::StoreError;
+use crate::store::etcd::{EtcdStore, Location};
 use crate::store::redb::RedbStore;
 
 use files::{Staged, failed};
@@ -82,7 +84,7 @@ pub enum StoreUrl {
     /// One file in the broker's directory.
     Redb,
     /// `etcd://HOST:PORT,HOST:PORT/PREFIX`
-    Etcd(String),
+    Etcd(Location),
 }
 
 /// What a broker is, as `broker.json` holds it.
@@ -209,8 +211,24 @@ pub fn claim_store(store: &StoreUrl) -> Result<StoreId, DirectoryError> {
         .map_err(|error| failed("read", Path::new("the random generator"))(error.into()))?;
     match store {
         StoreUrl::Redb => Ok(StoreId(fresh)),
-        StoreUrl::Etcd(url) => Err(DirectoryError::StoreUrl(url.clone())),
+        StoreUrl::Etcd(location) => claim_etcd(location, StoreId(fresh)),
     }
+}
+
+/// On a thread of its own, since the caller may or may not be within a runtime.
+fn claim_etcd(location: &Location, fresh: StoreId) -> Result<StoreId, DirectoryError> {
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(failed("start", Path::new("a runtime")))?;
+            Ok(runtime.block_on(EtcdStore::ensure(location, fresh))?)
+        });
+        asked
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl Directory {
@@ -355,18 +373,12 @@ impl FromStr for StoreUrl {
     type Err = DirectoryError;
 
     fn from_str(text: &str) -> Result<StoreUrl, DirectoryError> {
-        let refused = || DirectoryError::StoreUrl(text.to_owned());
         if text == "redb" {
             return Ok(StoreUrl::Redb);
         }
-        let (endpoints, prefix) = text
-            .strip_prefix("etcd://")
-            .and_then(|rest| rest.split_once('/'))
-            .ok_or_else(refused)?;
-        if prefix.is_empty() || !endpoints.split(',').all(is_broker_address) {
-            return Err(refused());
-        }
-        Ok(StoreUrl::Etcd(text.to_owned()))
+        text.parse()
+            .map(StoreUrl::Etcd)
+            .map_err(|_| DirectoryError::StoreUrl(text.to_owned()))
     }
 }
 
@@ -374,7 +386,7 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StoreUrl::Redb => out.pad("redb"),
-            StoreUrl::Etcd(url) => out.pad(url),
+            StoreUrl::Etcd(location) => location.fmt(out),
         }
     }
 }

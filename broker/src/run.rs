@@ -29,6 +29,7 @@ use crate::follow;
 use crate::http;
 use crate::reflector;
 use crate::register::{LoadError, Register};
+use crate::store::etcd::EtcdStore;
 use crate::store::redb::RedbStore;
 use crate::store::{Contents, Store, StoreError};
 use crate::tls::{self, TlsError};
@@ -220,11 +221,21 @@ async fn start(options: &Options, directory: Directory, url: StoreUrl) -> Result
     })
 }
 
+/// Waits for etcd; a file is there or not.
 async fn open_store(directory: &Directory, url: &StoreUrl) -> Result<Arc<dyn Store>, Error> {
     let id = directory.about().store_id;
-    match url {
-        StoreUrl::Redb => Ok(Arc::new(RedbStore::open(&directory.store_path(), id)?)),
-        StoreUrl::Etcd(url) => Err(DirectoryError::StoreUrl(url.clone()).into()),
+    let location = match url {
+        StoreUrl::Redb => return Ok(Arc::new(RedbStore::open(&directory.store_path(), id)?)),
+        StoreUrl::Etcd(location) => location,
+    };
+    loop {
+        match EtcdStore::connect(location.clone(), id).await {
+            Err(StoreError::Down(why)) => {
+                warn!("{location} cannot be reached, trying again: {why}");
+                sleep(STORE_AGAIN).await;
+            }
+            other => return Ok(Arc::new(other?)),
+        }
     }
 }
 
