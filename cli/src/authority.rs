@@ -39,18 +39,24 @@ impl Authority {
         private::check_directory(directory)?;
         let key = read_key(&directory.join(KEY))?;
         let file = LedgerFile::open(&directory.join(LEDGER))?;
-        let in_force = file.ledger().charter().authority;
-        if Some(key.public()) != in_force {
-            bail!(
-                "the key in {} is not the authority in force; the authority was changed, use the directory that `causeway ledger recover` made",
-                directory.join(KEY).display(),
-            );
-        }
-        Ok(Authority {
+        let authority = Authority {
             directory: directory.to_owned(),
             key,
             file,
-        })
+        };
+        authority.check_in_force()?;
+        Ok(authority)
+    }
+
+    /// Asked again once the ledger has grown: it may hold a change of authority.
+    pub(crate) fn check_in_force(&self) -> anyhow::Result<()> {
+        if self.ledger().charter().authority == Some(self.key.public()) {
+            return Ok(());
+        }
+        bail!(
+            "the key in {} is not the authority in force: the authority was changed; use the directory that `causeway ledger recover` made",
+            self.directory.join(KEY).display(),
+        );
     }
 
     pub(crate) fn directory(&self) -> &Path {

@@ -55,6 +55,7 @@ impl Desk {
                 print::count(taken.new, "entry", "entries")
             );
         }
+        self.authority.check_in_force()?;
         if self.charter().fork.is_some() {
             eprintln!(
                 "causeway: the ledger is forked: its key has signed two entries with one number. `causeway ledger show` shows them, `causeway ledger settle` ends it"
