@@ -6,7 +6,8 @@ use std::io;
 use tracing_subscriber::EnvFilter;
 
 /// `CAUSEWAY_LOG` takes the filters of tracing; `LOG_LEVEL` the three words that wireguard-go knows.
-pub(crate) fn start() {
+/// `targets` are shown where one log has several kinds of reader, as `audit` of the broker.
+pub(crate) fn start(targets: bool) {
     let filter = directives(
         env::var("CAUSEWAY_LOG").ok().as_deref(),
         env::var("LOG_LEVEL").ok().as_deref(),
@@ -14,7 +15,7 @@ pub(crate) fn start() {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(io::stderr)
-        .with_target(false)
+        .with_target(targets)
         .with_ansi(false)
         .init();
 }

@@ -8,7 +8,8 @@ use node::state::{LocalNode, StateDir};
 use proto::enrolment::Enrolment;
 use proto::entry::SignedEntry;
 use proto::key::{MeshId, PublicKey, SigningKey};
-use proto::ledger::{Charter, Ledger, Standing};
+use proto::ledger::{Charter, Ledger};
+use proto::mesh::Mesh;
 use proto::message::NodeStatus;
 use proto::record::{Member, SignedRecord};
 
@@ -22,22 +23,30 @@ pub(crate) struct Outlook {
     brokers: Brokers,
 }
 
-/// A node as a broker lists it; names and addresses are its own words until `proto::mesh` has
-/// checked them.
+/// A node as a broker lists it.
 pub(crate) struct Listed {
+    /// Why every receiver refuses the record; what it says is then anybody's word.
+    pub(crate) refusal: Option<String>,
     pub(crate) status: NodeStatus,
-    pub(crate) member: Member,
     pub(crate) record: SignedRecord,
     pub(crate) enrolment: Enrolment,
 }
 
 impl Listed {
     /// Counted among the nodes of its site.
-    pub(crate) fn is_good(&self, charter: &Charter) -> bool {
-        let record = self.record.record();
-        let standing = charter.standing(&self.enrolment.proof.grant, &record.identity);
-        record.presence().is_some() && standing == Standing::Good
+    pub(crate) fn is_good(&self) -> bool {
+        self.refusal.is_none() && self.record.record().presence().is_some()
     }
+}
+
+/// What judges members by this ledger.
+fn mesh_of(ledger: &Ledger) -> Mesh {
+    let mut mesh = Mesh::new(ledger.mesh(), None);
+    for entry in ledger.entries() {
+        // From a ledger to a ledger: what was taken there is taken here.
+        let _known = mesh.handle_entry(entry.bytes());
+    }
+    mesh
 }
 
 /// What this machine has, from the most to the least.
@@ -117,7 +126,7 @@ impl Outlook {
         if !self.has_broker("nodes") {
             return None;
         }
-        Some(listed(self.brokers.nodes()))
+        Some(listed(self.brokers.nodes(), &self.ledger))
     }
 
     /// Whether there is anyone to ask; says why not, and what is therefore missing.
@@ -167,35 +176,48 @@ fn view_of(node: &LocalNode) -> (Ledger, Vec<Place>, MeshId) {
     (Ledger::new(mesh), places.collect(), mesh)
 }
 
-/// One for each identity, the newest record; what cannot be read is left out with a word.
-pub(crate) fn listed(nodes: Vec<NodeStatus>) -> Vec<Listed> {
+/// One for each identity: a record whose whole chain holds before one that is refused, then the
+/// newest. What cannot be read is left out with a word.
+pub(crate) fn listed(nodes: Vec<NodeStatus>, ledger: &Ledger) -> Vec<Listed> {
+    let mesh = mesh_of(ledger);
+    let rank = |listed: &Listed| {
+        let sequence = listed.record.record().sequence;
+        (listed.refusal.is_none(), sequence, listed.status.heard)
+    };
     let mut found: BTreeMap<PublicKey, Listed> = BTreeMap::new();
     for status in nodes {
-        let Some(listed) = read(status) else {
+        let Some(listed) = read(status, &mesh) else {
             eprintln!(
                 "causeway: a broker sent a node's record that cannot be read; it is left out"
             );
             continue;
         };
-        let record = listed.record.record();
-        let newer = found.get(&record.identity).is_none_or(|held| {
-            let rank = |listed: &Listed| (listed.record.record().sequence, listed.status.heard);
-            rank(held) < rank(&listed)
-        });
-        if newer {
-            found.insert(record.identity, listed);
+        let identity = listed.record.record().identity;
+        let is_better = found
+            .get(&identity)
+            .is_none_or(|held| rank(held) < rank(&listed));
+        if is_better {
+            found.insert(identity, listed);
         }
     }
     found.into_values().collect()
 }
 
-fn read(status: NodeStatus) -> Option<Listed> {
+/// Those that count: a broker must not be able to lend a node another one's name.
+pub(crate) fn trusted(nodes: Vec<NodeStatus>, ledger: &Ledger) -> Vec<Listed> {
+    let mut nodes = listed(nodes, ledger);
+    nodes.retain(|listed| listed.refusal.is_none());
+    nodes
+}
+
+fn read(status: NodeStatus, mesh: &Mesh) -> Option<Listed> {
     let member = Member::read(&status.member).ok()?;
     let record = SignedRecord::read(&member.record).ok()?;
     let enrolment = Enrolment::read(&member.enrolment).ok()?;
+    let refusal = mesh.check_member(&member).err().map(|why| why.to_string());
     Some(Listed {
+        refusal,
         status,
-        member,
         record,
         enrolment,
     })

@@ -6,7 +6,6 @@ use anyhow::{Context, bail};
 use proto::entry::{Body, Closing, Uses};
 use proto::key::{Hash, PublicKey};
 use proto::ledger::GrantState;
-use proto::mesh::Mesh;
 use proto::name::Name;
 use proto::record::NodeState;
 use serde::Serialize;
@@ -80,18 +79,13 @@ fn list(arguments: &List) -> anyhow::Result<()> {
     let Some(nodes) = outlook.nodes() else {
         bail!("only brokers know the nodes; see above why none could be asked, then repeat");
     };
-    let mut mesh = Mesh::new(outlook.ledger().mesh(), None);
-    for entry in outlook.ledger().entries() {
-        // From a ledger to a ledger: what was taken there is taken here.
-        let _known = mesh.handle_entry(entry.bytes());
-    }
     let mut shown: Vec<Shown> = nodes
         .iter()
         .filter(|listed| {
             let site = &listed.record.record().site;
             arguments.site.as_ref().is_none_or(|wanted| wanted == site)
         })
-        .map(|listed| show(listed, &mesh))
+        .map(show)
         .collect();
     shown.sort_by(|one, other| (&one.site, &one.node).cmp(&(&other.site, &other.node)));
     if arguments.output.json {
@@ -118,7 +112,7 @@ fn list(arguments: &List) -> anyhow::Result<()> {
     print::data(&table.text())
 }
 
-fn show(listed: &Listed, mesh: &Mesh) -> Shown {
+fn show(listed: &Listed) -> Shown {
     let record = listed.record.record();
     let presence = record.presence();
     let text = |text: Option<&String>| text.cloned().unwrap_or_default();
@@ -127,7 +121,7 @@ fn show(listed: &Listed, mesh: &Mesh) -> Shown {
         site: record.site.to_string(),
         role: record.role.to_string(),
         identity: record.identity.to_string(),
-        state: state(listed, mesh),
+        state: state(listed),
         connected: listed.status.connected,
         heard: (listed.status.heard > 0).then(|| time::rfc3339(listed.status.heard)),
         addresses: presence.map_or(Vec::new(), |presence| {
@@ -145,8 +139,8 @@ fn show(listed: &Listed, mesh: &Mesh) -> Shown {
 }
 
 /// As every receiver judges the record, whatever the broker says of it.
-fn state(listed: &Listed, mesh: &Mesh) -> String {
-    if let Err(why) = mesh.check_member(&listed.member) {
+fn state(listed: &Listed) -> String {
+    if let Some(why) = &listed.refusal {
         return format!("refused: {why}");
     }
     match (&listed.record.record().state, listed.status.connected) {
@@ -216,7 +210,8 @@ fn revoke(arguments: &Revoke) -> anyhow::Result<()> {
 
 /// By key without any broker; by name as the brokers list it.
 fn find(desk: &mut Desk, text: &str) -> anyhow::Result<Found> {
-    let nodes = outlook::listed(desk.brokers().nodes());
+    let known = desk.brokers().nodes();
+    let nodes = outlook::trusted(known, desk.ledger());
     if let Ok(key) = text.parse::<PublicKey>() {
         let listed = nodes
             .iter()

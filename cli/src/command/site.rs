@@ -134,7 +134,7 @@ fn site(charter: &Charter, name: &Name, nodes: Option<&[Listed]>) -> Site {
         nodes.map(|nodes| {
             let here = nodes.iter().filter(|listed| {
                 let record = listed.record.record();
-                record.site == *name && record.role == role && listed.is_good(charter)
+                record.site == *name && record.role == role && listed.is_good()
             });
             here.count()
         })

@@ -519,7 +519,8 @@ pub(crate) fn say_who_stays(desk: &mut Desk, stay: &[PublicKey]) {
         eprintln!("No node that joined with it stays.");
         return;
     }
-    let nodes = outlook::listed(desk.brokers().nodes());
+    let known = desk.brokers().nodes();
+    let nodes = outlook::trusted(known, desk.ledger());
     eprintln!(
         "{} that joined with it stay{}:",
         print::count(stay.len(), "node", "nodes"),
