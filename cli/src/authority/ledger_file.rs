@@ -2,8 +2,10 @@
 //! that a crash has cut is named and removed; any other fault is refused.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use proto::entry::SignedEntry;
@@ -13,6 +15,9 @@ use proto::ledger_file;
 
 use crate::private;
 
+/// How long another command may keep this one waiting.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(100);
 /// Longer than any ledger gets: 100,000 entries of the largest kind would be.
 const LONGEST: u64 = 2 << 30;
 
@@ -114,8 +119,7 @@ impl LedgerFile {
     fn write(&mut self, lines: &str) -> anyhow::Result<()> {
         let written = self
             .file
-            .seek(SeekFrom::Start(self.length))
-            .and_then(|_| self.file.write_all(lines.as_bytes()))
+            .write_all(lines.as_bytes())
             .and_then(|()| self.file.sync_all());
         if let Err(error) = written {
             // A half line would be repaired at the next start; a whole one would be an entry
@@ -193,13 +197,126 @@ fn damaged(path: &Path) -> String {
     )
 }
 
+/// Two commands at once are nothing unusual; the second waits for its turn.
 fn lock(file: &File, path: &Path) -> anyhow::Result<()> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => bail!(
-            "another command is signing with {}; wait until it is done and repeat",
-            path.display()
-        ),
-        Err(TryLockError::Error(error)) => Err(private::explain(error, "lock", path)),
+    let mut waited = Duration::ZERO;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if waited >= PATIENCE => bail!(
+                "another command has been signing with {} for {} s; end it or wait until it is done, then repeat",
+                path.display(),
+                PATIENCE.as_secs()
+            ),
+            Err(TryLockError::WouldBlock) => {
+                if waited.is_zero() {
+                    eprintln!(
+                        "causeway: waiting for another command that signs with {}",
+                        path.display()
+                    );
+                }
+                thread::sleep(PAUSE);
+                waited += PAUSE;
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(private::explain(error, "lock", path));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proto::entry::Body;
+    use proto::key::SigningKey;
+
+    use super::*;
+    use crate::scratch::Scratch;
+
+    fn key() -> SigningKey {
+        SigningKey::from_seed(&[1; 32])
+    }
+
+    fn genesis() -> SignedEntry {
+        let recovery = SigningKey::from_seed(&[2; 32]).public();
+        Ledger::genesis(7, key().public(), &recovery).sign(&key())
+    }
+
+    fn next(ledger: &Ledger, seed: u8) -> SignedEntry {
+        let broker = proto::entry::Broker {
+            key: SigningKey::from_seed(&[seed; 32]).public(),
+            store: proto::entry::StoreId([seed; 16]),
+            addresses: Vec::new(),
+        };
+        ledger.next(8, Body::Broker(broker)).unwrap().sign(&key())
+    }
+
+    fn file(scratch: &Scratch) -> PathBuf {
+        let path = scratch.path().join("ledger");
+        fs::write(&path, ledger_file::text([&genesis()])).unwrap();
+        path
+    }
+
+    #[test]
+    fn what_was_appended_is_there_when_it_is_opened_again() {
+        let scratch = Scratch::new();
+        let path = file(&scratch);
+        let mut open = LedgerFile::open(&path).unwrap();
+        let entry = next(open.ledger(), 3);
+        open.append(&entry).unwrap();
+        assert_eq!(open.take(std::slice::from_ref(&entry)).unwrap().new, 0);
+        drop(open);
+        let again = LedgerFile::open(&path).unwrap();
+        assert_eq!(again.ledger().entries().count(), 2);
+        assert!(again.ledger().entry(&entry.hash()).is_some());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_and_not_written() {
+        let scratch = Scratch::new();
+        let path = file(&scratch);
+        let mut open = LedgerFile::open(&path).unwrap();
+        let mut further = open.ledger().clone();
+        further.insert(next(open.ledger(), 3)).unwrap();
+        let orphan = next(&further, 4);
+        let before = fs::read(&path).unwrap();
+        let taken = open.take(&[orphan]).unwrap();
+        assert_eq!((taken.new, taken.refused.len()), (0, 1));
+        assert!(taken.refused[0].0.starts_with("entry 2"));
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_cut_at_any_byte_of_the_last_line_costs_at_most_that_line() {
+        let scratch = Scratch::new();
+        let path = file(&scratch);
+        let first = fs::read(&path).unwrap();
+        let mut open = LedgerFile::open(&path).unwrap();
+        let entry = next(open.ledger(), 3);
+        open.append(&entry).unwrap();
+        drop(open);
+        let whole = fs::read(&path).unwrap();
+        for cut in first.len()..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let mut open = LedgerFile::open(&path).unwrap();
+            assert!((1..=2).contains(&open.ledger().len()), "{cut}");
+            open.take(std::slice::from_ref(&entry)).unwrap();
+            drop(open);
+            assert_eq!(fs::read(&path).unwrap(), whole, "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_waits_for_its_ledger_takes_one_of_its_mesh() {
+        let scratch = Scratch::new();
+        let path = scratch.path().join("ledger");
+        fs::write(&path, format!("{}\n", ledger_file::HEADER)).unwrap();
+        assert!(LedgerFile::open(&path).is_err());
+        let mut open = LedgerFile::open_for(&path, genesis().hash()).unwrap();
+        assert_eq!(open.take(&[genesis()]).unwrap().new, 1);
+        drop(open);
+        assert_eq!(read(&path).unwrap().len(), 1);
     }
 }
