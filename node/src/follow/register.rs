@@ -7,7 +7,7 @@ mod shown;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use proto::key::PublicKey;
+use proto::key::{MeshId, PublicKey};
 use proto::life::is_dropped;
 use proto::mesh::{EntryRefusal, MemberRefusal, Mesh, Taken};
 use proto::message::{Position, Push};
@@ -203,7 +203,12 @@ impl Register {
             Ok(Taken::Known) => identity_of(&member).map(|(identity, _)| identity),
             Err(refusal) => {
                 self.may_pass |= refusal.may_pass_later();
-                self.report(Cause::of_member(&refusal), describe(&member, &refusal), now);
+                let cause = if is_of(&member, &self.mesh.id()) {
+                    Cause::of_member(&refusal)
+                } else {
+                    Cause::ForeignMesh
+                };
+                self.report(cause, describe(&member, &refusal), now);
                 let held = matches!(
                     refusal,
                     MemberRefusal::Quarantined | MemberRefusal::TwoForOneUse(_)
@@ -311,6 +316,11 @@ fn describe(member: &Member, refusal: &MemberRefusal) -> String {
         }
         Err(_) => format!("a record: {refusal}"),
     }
+}
+
+/// Whether a record says that it is of this mesh, or says nothing that can be read.
+fn is_of(member: &Member, mesh: &MeshId) -> bool {
+    SignedRecord::read(&member.record).map_or(true, |record| record.record().mesh == *mesh)
 }
 
 fn identity_of(member: &Member) -> Option<(PublicKey, u64)> {

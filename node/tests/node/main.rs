@@ -1,0 +1,15 @@
+//! Joining, leaving and following against brokers of the tests' own: honest ones as far as a
+//! test needs it, and hostile ones.
+
+#[cfg(test)]
+mod double;
+#[cfg(test)]
+mod follow;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod join;
+#[cfg(test)]
+mod scratch;
+#[cfg(test)]
+mod world;
