@@ -6,8 +6,7 @@ use std::io;
 use tracing_subscriber::EnvFilter;
 
 /// `CAUSEWAY_LOG` takes the filters of tracing; `LOG_LEVEL` the three words that wireguard-go knows.
-/// `targets` are shown where one log has several kinds of reader, as `audit` of the broker.
-pub(crate) fn start(targets: bool) {
+pub(crate) fn start() {
     let filter = directives(
         env::var("CAUSEWAY_LOG").ok().as_deref(),
         env::var("LOG_LEVEL").ok().as_deref(),
@@ -15,7 +14,7 @@ pub(crate) fn start(targets: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(io::stderr)
-        .with_target(targets)
+        .with_target(false)
         .with_ansi(false)
         .init();
 }

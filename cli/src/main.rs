@@ -77,7 +77,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let done = secret::leave_environment(&words, wants_token(&arguments.command)).and_then(|()| {
-        logging::start(matches!(arguments.command, Command::Broker(_)));
+        logging::start();
         run(arguments.command)
     });
     done.unwrap_or_else(|error| {

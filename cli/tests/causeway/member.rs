@@ -7,7 +7,7 @@ use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
 use node::session::Session;
 use node::state::StateDir;
 use proto::entry::Role;
-use proto::key::{SigningKey, WireguardKey};
+use proto::key::SigningKey;
 use proto::message::{Refusal, Request};
 use proto::record::{Capabilities, Member, NodeState, Presence, Record};
 use proto::token::{PREFIX, Token, TokenBroker};
@@ -57,7 +57,7 @@ fn record(node: &node::state::LocalNode, role: Role, sequence: u64) -> Record {
         sequence,
         issued: 0,
         state: NodeState::Present(Presence {
-            wireguard: WireguardKey::new(*node.identity_key().as_bytes()).unwrap(),
+            wireguard: node.wireguard.public(),
             next_wireguard: None,
             candidates: vec!["192.0.2.1:51820".parse().unwrap()],
             lan_address: None,
