@@ -183,6 +183,25 @@ mod tests {
     }
 
     #[test]
+    fn a_key_may_begin_with_a_dash() {
+        for seed in 0..=u8::MAX {
+            let key = proto::key::SigningKey::from_seed(&[seed; 32]).public();
+            for line in [
+                format!("causeway broker init --mesh {key} --json"),
+                format!("causeway broker add {key} --address b:1 --json"),
+                format!("causeway broker remove {key} --json"),
+                format!("causeway node revoke {key} --yes"),
+            ] {
+                assert!(
+                    parse(&line).is_ok(),
+                    "{line}: {}",
+                    parse(&line).unwrap_err()
+                );
+            }
+        }
+    }
+
+    #[test]
     fn bad_usage_is_exit_code_two() {
         for line in [
             "causeway",

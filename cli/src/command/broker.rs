@@ -64,7 +64,7 @@ pub(crate) struct Add {
     #[command(flatten)]
     signing: Signing,
     /// The broker's key: its pin, as `broker init` printed it.
-    #[arg(value_name = "KEY", value_parser = parse::key)]
+    #[arg(value_name = "KEY", value_parser = parse::key, allow_hyphen_values = true)]
     key: PublicKey,
     /// The id of its store, as `broker init` printed it; not needed for a broker that is known.
     #[arg(long, value_name = "ID", env = "CAUSEWAY_STORE_ID", value_parser = store_id)]
@@ -81,7 +81,7 @@ pub(crate) struct Remove {
     #[command(flatten)]
     signing: Signing,
     /// The broker's key, or one of its addresses.
-    #[arg(value_name = "KEY")]
+    #[arg(value_name = "KEY", allow_hyphen_values = true)]
     broker: String,
     #[command(flatten)]
     output: Output,

@@ -41,7 +41,7 @@ pub(crate) struct Revoke {
     #[command(flatten)]
     signing: Signing,
     /// Its name, SITE/NAME, or its key.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", allow_hyphen_values = true)]
     node: String,
     /// Do not ask.
     #[arg(long, env = "CAUSEWAY_YES", value_parser = clap::builder::FalseyValueParser::new())]

@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "H:P", env = "CAUSEWAY_ADDRESS", value_parser = parse::address, value_delimiter = ',')]
     address: Vec<String>,
     /// Make a further broker of the mesh with this authority.
-    #[arg(long, value_name = "AUTHORITY_KEY", env = "CAUSEWAY_MESH", value_parser = parse::key)]
+    #[arg(long, value_name = "AUTHORITY_KEY", env = "CAUSEWAY_MESH", value_parser = parse::key, allow_hyphen_values = true)]
     mesh: Option<PublicKey>,
     #[command(flatten)]
     output: Output,
