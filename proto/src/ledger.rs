@@ -154,16 +154,17 @@ impl Ledger {
     /// have grown: [`Charter::fork`] says whether one is open. What is void is left out, here and
     /// in [`Ledger::missing`]: it means nothing, and not everyone keeps it.
     pub fn heads(&self) -> Vec<Hash> {
+        let counting = self.counting();
         let mut followed = vec![false; self.links.len()];
-        for (_, link) in self.counting() {
+        let links = self.links.iter().zip(&counting);
+        for (link, _) in links.filter(|(_, counts)| **counts) {
             for before in link.before() {
                 followed[before] = true;
             }
         }
-        let mut heads: Vec<Hash> = self
-            .counting()
-            .filter(|(at, _)| !followed[*at])
-            .map(|(_, link)| link.signed.hash())
+        let mut heads: Vec<Hash> = (0..self.links.len())
+            .filter(|&at| counting[at] && !followed[at])
+            .map(|at| self.links[at].signed.hash())
             .collect();
         heads.sort_unstable();
         heads
@@ -177,10 +178,11 @@ impl Ledger {
     /// What is not behind those of `heads` that are known here; parents first.
     pub fn missing(&self, heads: &[Hash]) -> Vec<&SignedEntry> {
         let known = heads.iter().filter_map(|hash| self.index.get(hash));
-        let behind = self.behind(known.copied());
-        self.counting()
-            .filter(|(at, _)| !behind[*at])
-            .map(|(_, link)| &link.signed)
+        let behind = line::behind(&self.links, known.copied());
+        let counting = self.counting();
+        (0..self.links.len())
+            .filter(|&at| counting[at] && !behind[at])
+            .map(|at| &self.links[at].signed)
             .collect()
     }
 
@@ -360,31 +362,15 @@ impl Ledger {
         std::iter::successors(Some(at), |&at| self.links[at].parent).collect()
     }
 
-    /// Which entries are one of these or before them, what they settled included.
-    fn behind(&self, heads: impl Iterator<Item = usize>) -> Vec<bool> {
-        let mut behind = vec![false; self.links.len()];
-        for head in heads {
-            behind[head] = true;
-        }
-        for at in (0..self.links.len()).rev() {
-            if behind[at] {
-                for before in self.links[at].before() {
-                    behind[before] = true;
-                }
-            }
-        }
-        behind
-    }
-
     fn head_at(&self, at: usize) -> Head {
         self.links[at].head()
     }
 
-    /// All but what is void.
-    fn counting(&self) -> impl Iterator<Item = (usize, &Link)> {
-        let places = self.line.places.iter();
-        let links = self.links.iter().enumerate().zip(places);
-        links.filter_map(|(link, place)| (*place != Place::Void).then_some(link))
+    /// All but what is void, save what a settlement that is not void needs to stand on.
+    fn counting(&self) -> Vec<bool> {
+        let places = self.line.places.iter().enumerate();
+        let counting = places.filter(|(_, place)| **place != Place::Void);
+        line::behind(&self.links, counting.map(|(at, _)| at))
     }
 }
 

@@ -181,7 +181,10 @@ impl Charter {
                 .map(|(link, _)| &link.signed)
         };
         let mut charter = Charter::default();
-        for signed in at(Place::Abandoned).chain(at(Place::Branch)) {
+        for signed in [Place::Abandoned, Place::Settled, Place::Branch]
+            .into_iter()
+            .flat_map(at)
+        {
             charter.apply_beside(signed);
         }
         for signed in at(Place::Line) {

@@ -23,42 +23,45 @@ pub(super) enum Place {
     Branch,
     /// Given up by a settlement: only what it revokes holds.
     Abandoned,
-    /// Beside a change of authority: nothing of it holds, else a thief of the old key could
-    /// revoke at will for ever.
+    /// Beside a change of authority, but settled before it: only what it revokes holds.
+    Settled,
+    /// Beside a change of authority that does not know of it: nothing of it holds, else a thief
+    /// of the old key could revoke at will for ever.
     Void,
 }
 
 impl Line {
     pub(super) fn of(links: &[Link]) -> Line {
-        let void = void(links);
-        let abandoned = abandoned(links, &void);
-        let live = |at: usize| !void[at] && !abandoned[at];
+        let beside = beside(links);
+        let known = known_to_changes(links);
         let mut places: Vec<Place> = (0..links.len())
-            .map(|at| match (void[at], abandoned[at]) {
-                (true, _) => Place::Void,
-                (false, true) => Place::Abandoned,
-                (false, false) => Place::Branch,
+            .map(|at| match (beside[at], known[at]) {
+                (true, true) => Place::Settled,
+                (true, false) => Place::Void,
+                (false, _) => Place::Branch,
             })
             .collect();
+        give_up(links, &mut places);
         let mut head = (!links.is_empty()).then_some(0);
         let mut forked = false;
         let mut next = head;
         while let Some(at) = next {
             head = Some(at);
             places[at] = Place::Line;
-            let mut follow = links[at].children.iter().copied().filter(|&at| live(at));
+            let children = links[at].children.iter().copied();
+            let mut follow = children.filter(|&at| places[at] == Place::Branch);
             next = follow.next();
             if follow.next().is_some() {
                 forked = true;
                 break;
             }
         }
-        let ends = |at: &usize| {
-            places[*at] == Place::Branch && !links[*at].children.iter().any(|&child| live(child))
-        };
-        let branches = (0..links.len()).filter(|_| forked).filter(ends).collect();
+        let is_branch = |at: &usize| places[*at] == Place::Branch;
+        let branches = (0..links.len())
+            .filter(|at| forked && is_branch(at) && !links[*at].children.iter().any(is_branch))
+            .collect();
         Line {
-            void: void.iter().filter(|void| **void).count(),
+            void: places.iter().filter(|place| **place == Place::Void).count(),
             branches,
             places,
             head,
@@ -69,21 +72,18 @@ impl Line {
     /// judged anew. `None` when that cannot be told at a glance.
     pub(super) fn place_beside(&self, links: &[Link], link: &Link) -> Option<Place> {
         let parent = link.parent?;
-        let revokes = match link.body() {
-            Body::Authority { .. } | Body::Settlement { .. } => return None,
-            Body::Revocation { .. } | Body::SiteRevoked { .. } => true,
-            Body::Genesis { .. }
-            | Body::Grant(_)
-            | Body::Prefixes { .. }
-            | Body::Broker(_)
-            | Body::BrokerRemoved { .. } => false,
-        };
-        match self.places[parent] {
-            Place::Void => Some(Place::Void),
-            Place::Abandoned if !revokes => Some(Place::Abandoned),
-            Place::Line if self.replaced_after(links, parent) => Some(Place::Void),
-            Place::Line | Place::Branch | Place::Abandoned => None,
+        if matches!(
+            link.body(),
+            Body::Authority { .. } | Body::Settlement { .. }
+        ) {
+            return None;
         }
+        let void = match self.places[parent] {
+            Place::Void | Place::Settled => true,
+            Place::Line => self.replaced_after(links, parent),
+            Place::Branch | Place::Abandoned => false,
+        };
+        void.then_some(Place::Void)
     }
 
     /// Whether the line goes on from here to another authority: then all that the old one signs
@@ -131,8 +131,9 @@ impl Line {
     }
 }
 
-/// At each split, branches on which the authority is changed make those void on which it is not.
-fn void(links: &[Link]) -> Vec<bool> {
+/// At each split, the branches on which the authority is not changed stand beside those on which
+/// it is.
+fn beside(links: &[Link]) -> Vec<bool> {
     // Whether the entry or one above it changes the authority; then the same of those above.
     let mut changes: Vec<bool> = links.iter().map(Link::changes_authority).collect();
     let mut changes_above = vec![false; links.len()];
@@ -142,18 +143,26 @@ fn void(links: &[Link]) -> Vec<bool> {
             changes_above[parent] |= changes[at];
         }
     }
-    let mut void = vec![false; links.len()];
+    let mut beside = vec![false; links.len()];
     for at in 0..links.len() {
         if let Some(parent) = links[at].parent {
-            void[at] = void[parent] || (changes_above[parent] && !changes[at]);
+            beside[at] = beside[parent] || (changes_above[parent] && !changes[at]);
         }
     }
-    void
+    beside
 }
 
-fn abandoned(links: &[Link], void: &[bool]) -> Vec<bool> {
+/// What a change of authority follows, settled branches included: its signer has seen it.
+fn known_to_changes(links: &[Link]) -> Vec<bool> {
+    let changes = links.iter().enumerate();
+    let changes = changes.filter(|(_, link)| link.changes_authority());
+    behind(links, changes.map(|(at, _)| at))
+}
+
+/// Marks what the settlements that hold give up.
+fn give_up(links: &[Link], places: &mut [Place]) {
     let mut abandoned = vec![false; links.len()];
-    for settlement in holding(links, void) {
+    for settlement in holding(links, places) {
         if let Some(settles) = links[settlement].settles {
             abandoned[settles.abandoned] = true;
         }
@@ -162,20 +171,23 @@ fn abandoned(links: &[Link], void: &[bool]) -> Vec<bool> {
         if let Some(parent) = links[at].parent {
             abandoned[at] |= abandoned[parent];
         }
+        if abandoned[at] && places[at] == Place::Branch {
+            places[at] = Place::Abandoned;
+        }
     }
-    abandoned
 }
 
 /// The settlements that hold. One that another gives up, knowing of it, is past; two that give up
 /// each other, neither knowing of the other, are a fork again.
-fn holding(links: &[Link], void: &[bool]) -> Vec<usize> {
+fn holding(links: &[Link], places: &[Place]) -> Vec<usize> {
     let mut present: Vec<usize> = Vec::new();
-    let settlements = (0..links.len()).filter(|&at| links[at].settles.is_some() && !void[at]);
+    let settlements =
+        (0..links.len()).filter(|&at| links[at].settles.is_some() && places[at] == Place::Branch);
     // Newest first: whoever knows of a settlement came after it.
     for at in settlements.rev() {
         let past = present
             .iter()
-            .any(|&newer| gives_up(links, newer, at) && knows(links, newer, at));
+            .any(|&newer| gives_up(links, newer, at) && behind(links, [newer])[at]);
         if !past {
             present.push(at);
         }
@@ -196,16 +208,18 @@ fn gives_up(links: &[Link], settlement: usize, at: usize) -> bool {
     })
 }
 
-/// Whether `at` is before `entry`, directly or through what was settled.
-fn knows(links: &[Link], entry: usize, at: usize) -> bool {
-    let mut behind = vec![false; entry + 1];
-    behind[entry] = true;
-    for now in (at..=entry).rev() {
-        if behind[now] {
-            for before in links[now].before() {
+/// Which entries are one of these or before them, what they settled included.
+pub(super) fn behind(links: &[Link], heads: impl IntoIterator<Item = usize>) -> Vec<bool> {
+    let mut behind = vec![false; links.len()];
+    for head in heads {
+        behind[head] = true;
+    }
+    for at in (0..links.len()).rev() {
+        if behind[at] {
+            for before in links[at].before() {
                 behind[before] = true;
             }
         }
     }
-    behind[at]
+    behind
 }

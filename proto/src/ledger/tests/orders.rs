@@ -115,7 +115,7 @@ fn insert_ranked(entries: &[SignedEntry], ranks: &[u32]) -> Ledger {
 }
 
 /// Unoptimised, a case takes some milliseconds; `cargo test --release` looks further.
-const CASES: u32 = if cfg!(debug_assertions) { 100 } else { 2000 };
+const CASES: u32 = if cfg!(debug_assertions) { 60 } else { 1000 };
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
@@ -141,6 +141,8 @@ proptest! {
             prop_assert_eq!(&Charter::of(&ledger.links, &line), ledger.charter());
             prop_assert_eq!(line.head, ledger.line.head);
             prop_assert_eq!(&line.branches, &ledger.line.branches);
+            prop_assert_eq!(&line.places, &ledger.line.places);
+            prop_assert_eq!(line.void, ledger.line.void);
         }
     }
 

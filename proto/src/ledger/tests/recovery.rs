@@ -188,3 +188,42 @@ fn a_thief_cannot_fill_memory_with_what_holds_nowhere() {
         .insert(after_by(&change, grant("a", &[]), &key(70)))
         .unwrap();
 }
+
+#[test]
+fn what_was_settled_before_a_recovery_keeps_what_it_revoked_and_grows_no_more() {
+    let below = genesis();
+    let kept = after(&below, grant("a", &[]));
+    let given_up = after(&below, revoke(&[node(1)]));
+    let end = settlement(&kept, &given_up, &authority());
+    let change = after_by(&end, recover(0, &key(70)), &recovery(0));
+    let mut ledger = ledger_of(&[&below, &kept, &given_up, &end, &change]);
+    let before = ledger.charter().clone();
+    assert_eq!(before.fork, None);
+    assert!(before.revoked.contains(&node(1)));
+    let missing = ledger.missing(&[kept.hash()]);
+    let hashes: Vec<Hash> = missing.iter().map(|entry| entry.hash()).collect();
+    assert_eq!(hashes, [given_up.hash(), end.hash(), change.hash()]);
+
+    let stolen = after(&given_up, revoke(&[node(2)]));
+    let settling = settlement(&stolen, &change, &authority());
+    for entry in [stolen, settling] {
+        ledger.insert(entry).unwrap();
+        assert_eq!(*ledger.charter(), before);
+        assert_eq!(ledger.heads(), [change.hash()]);
+    }
+}
+
+#[test]
+fn an_open_fork_ends_with_a_recovery_on_one_branch_and_the_other_is_void() {
+    let below = genesis();
+    let one = after(&below, grant("a", &[]));
+    let two = after(&below, revoke(&[node(1)]));
+    let change = after_by(&one, recover(0, &key(70)), &recovery(0));
+    let ledger = ledger_of(&[&below, &one, &two, &change]);
+    assert_eq!(ledger.charter().fork, None);
+    assert!(ledger.charter().revoked.is_empty());
+    assert_eq!(
+        ledger.charter().standing(&one.hash(), &node(1)),
+        Standing::Good
+    );
+}
