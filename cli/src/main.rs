@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         run(arguments.command)
     });
     done.unwrap_or_else(|error| {
-        eprintln!("causeway: {error:#}");
+        eprintln!("causeway: {}", print::error(&error));
         if error.is::<command::Usage>() {
             ExitCode::from(USAGE)
         } else {

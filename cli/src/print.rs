@@ -59,6 +59,22 @@ impl Table {
     }
 }
 
+/// What failed and why, from the outside in. Some errors repeat their cause in their own words;
+/// a person needs it once.
+pub(crate) fn error(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// "1 node", "3 nodes".
 pub(crate) fn count(number: usize, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
@@ -83,6 +99,18 @@ mod tests {
         table.row(["berlin".to_owned(), "10.1.0.0/16".to_owned()]);
         table.row(["x".to_owned(), String::new()]);
         assert_eq!(table.text(), "SITE    PREFIXES\nberlin  10.1.0.0/16\nx\n");
+    }
+
+    #[test]
+    fn a_cause_that_was_named_is_not_named_again() {
+        let cause = io::Error::other("disk on fire");
+        let outer = anyhow::Error::new(cause).context("cannot write: disk on fire");
+        assert_eq!(error(&outer), "cannot write: disk on fire");
+        let outer = outer.context("no token was made");
+        assert_eq!(
+            error(&outer),
+            "no token was made: cannot write: disk on fire"
+        );
     }
 
     #[test]

@@ -112,7 +112,10 @@ impl Desk {
     pub(crate) fn hand_over(&mut self) {
         let kept = self.keep_locally();
         if let Err(error) = &kept {
-            eprintln!("causeway: the broker on this machine was not told: {error:#}");
+            eprintln!(
+                "causeway: the broker on this machine was not told: {}",
+                print::error(error)
+            );
         }
         let told = self.brokers.tell(self.authority.ledger());
         for refusal in &told.refused {

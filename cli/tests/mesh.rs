@@ -375,7 +375,7 @@ fn what_is_in_the_way_of_a_broker_is_named() {
     other.init();
     other
         .run(&format!("broker run --listen {address} --http off"))
-        .failed(1, &[&address]);
+        .failed(1, &[&address, "ss -lntup", "--listen"]);
     machine::chmod(&other.state().join("broker/broker.key"), 0o644);
     other
         .run(&format!(

@@ -138,7 +138,25 @@ fn serve(arguments: Run) -> anyhow::Result<()> {
         http: arguments.http.0,
         relay: !arguments.no_relay,
     };
-    broker::run::run(options, |_| ()).context("the broker ended")
+    let listen = options.listen;
+    broker::run::run(options, |_| ()).map_err(|error| {
+        let error = anyhow::Error::new(error);
+        if is_address_taken(&error) {
+            let port = listen.port();
+            return error.context(format!(
+                "another program has an address this broker needs: `ss -lntup 'sport = :{port}'` shows it; end it, or give other ones with --listen and --http"
+            ));
+        }
+        error
+    })
+}
+
+fn is_address_taken(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+    })
 }
 
 #[derive(Serialize)]
