@@ -107,6 +107,42 @@ pub(crate) fn read(directory: &Path) -> anyhow::Result<(SigningKey, Ledger)> {
     Ok((key, ledger_file::read(&directory.join(LEDGER))?))
 }
 
+/// Of a directory that has lost its ledger.
+pub(crate) fn read_key_alone(directory: &Path) -> anyhow::Result<SigningKey> {
+    private::check_directory(directory)?;
+    let ledger = directory.join(LEDGER);
+    if ledger.exists() {
+        bail!(
+            "there is a ledger in {}; it is never replaced. If it is damaged move it away first",
+            directory.display()
+        );
+    }
+    read_key(&directory.join(KEY))
+}
+
+/// Complete or not at all; only what this key rules.
+pub(crate) fn write_ledger(
+    directory: &Path,
+    key: &SigningKey,
+    ledger: &Ledger,
+) -> anyhow::Result<()> {
+    if ledger.charter().authority != Some(key.public()) {
+        bail!(
+            "the key in {} is not the authority in force of this mesh; nothing was written",
+            directory.join(KEY).display()
+        );
+    }
+    let path = directory.join(LEDGER);
+    let staged = beside(&path, ".making")?;
+    let text = proto::ledger_file::text(ledger.entries());
+    if staged.exists() {
+        fs::remove_file(&staged).map_err(|error| private::explain(error, "remove", &staged))?;
+    }
+    private::write_new(&staged, text.as_bytes())?;
+    fs::rename(&staged, &path).map_err(|error| private::explain(error, "write", &path))?;
+    private::sync_directory(directory)
+}
+
 /// "entry 7 (3fa9…)"
 pub(crate) fn entry_name(entry: &SignedEntry) -> String {
     format!("entry {} ({})", entry.entry().number, entry.hash().short())

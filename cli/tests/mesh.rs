@@ -441,3 +441,32 @@ fn no_secret_reaches_a_log_or_a_list() {
         assert!(!shown.contains(&secret), "a secret is shown");
     }
 }
+
+#[test]
+fn an_authority_of_which_only_the_key_is_left_gets_its_ledger_back() {
+    let machine = Machine::new();
+    let address = machine.init();
+    let _broker = machine.start_broker(&address);
+    machine.ok(CREATE);
+    let shown = machine.json("ledger show");
+    let pin = machine.json("broker list")[0]["key"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let exported = machine.ok("ledger show --export");
+    let ledger = machine.state().join("authority/ledger");
+    assert_eq!(exported.as_bytes(), machine::read(&ledger));
+    machine
+        .run("ledger restore --file x")
+        .failed(1, &["never replaced"]);
+    fs::rename(&ledger, machine.path("lost")).unwrap();
+    let mesh = shown["mesh"].as_str().unwrap();
+    let restore = format!("ledger restore --mesh-id {mesh} --runtime-dir nowhere");
+    machine
+        .run(&format!("{restore} --broker {address}"))
+        .failed(1, &["=PIN"]);
+    machine.run(&restore).failed(1, &["--broker"]);
+    machine.ok(&format!("{restore} --broker {address}={pin}"));
+    assert_eq!(machine::read(&ledger), exported.as_bytes());
+    machine.ok("token create --site paris --cidr 10.2.0.0/16");
+}

@@ -192,7 +192,7 @@ fn ledger_of(entries: &[SignedEntry], mesh: Option<MeshId>) -> anyhow::Result<Le
 
 fn damaged(path: &Path) -> String {
     format!(
-        "the ledger {} is damaged; restore it from a copy, or with the key alone fetch it from a broker",
+        "the ledger {} is damaged; restore it from a copy, or move it away and fetch it with `causeway ledger restore`",
         path.display()
     )
 }

@@ -1,6 +1,7 @@
-//! `causeway ledger show | push | settle | recover`.
+//! `causeway ledger show | push | settle | recover | restore`.
 
 mod recover;
+mod restore;
 
 use std::path::PathBuf;
 
@@ -29,12 +30,17 @@ pub(crate) enum Command {
     Settle(Settle),
     /// Replace a lost or stolen authority, with the recovery key.
     Recover(recover::Arguments),
+    /// Fetch the ledger for an authority of which only the key is left.
+    Restore(restore::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Show {
     #[command(flatten)]
     signing: Signing,
+    /// Print it as a ledger file, to keep or to carry.
+    #[arg(long, env = "CAUSEWAY_EXPORT", value_parser = clap::builder::FalseyValueParser::new(), conflicts_with = "json")]
+    export: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -70,6 +76,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Push(arguments) => push(&arguments),
         Command::Settle(arguments) => settle(&arguments),
         Command::Recover(arguments) => recover::run(&arguments),
+        Command::Restore(arguments) => restore::run(&arguments),
     }
 }
 
@@ -95,6 +102,9 @@ struct ShownEntry {
 fn show(arguments: &Show) -> anyhow::Result<()> {
     let outlook = Outlook::open(&arguments.signing)?;
     let ledger = outlook.ledger();
+    if arguments.export {
+        return print::data(&proto::ledger_file::text(ledger.entries()));
+    }
     let mut entries: Vec<ShownEntry> = ledger.entries().map(show_entry).collect();
     entries.sort_by_key(|entry| entry.number);
     if arguments.output.json {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::ask;
 use crate::authority::{self, ledger_file};
+use crate::brokers::{Brokers, Caller};
 use crate::command::{Output, Signing, Usage};
 use crate::parse;
 use crate::print;
@@ -122,7 +123,19 @@ fn known_ledger(arguments: &Arguments, directory: &Path) -> anyhow::Result<Ledge
             directory.display()
         ),
     };
-    ledger_file::read(&path)
+    let mut ledger = ledger_file::read(&path)?;
+    // A broker on this machine may know more, and asks nobody who comes by its socket.
+    let socket = arguments.signing.directories.broker_socket();
+    let mut brokers = Brokers::reach(&socket, Vec::new(), ledger.mesh(), Caller::Local)?;
+    for entry in brokers.fetch(&ledger) {
+        if let Err(why) = ledger.insert(entry.clone()) {
+            eprintln!(
+                "causeway: {} is refused: {why}",
+                authority::entry_name(&entry)
+            );
+        }
+    }
+    Ok(ledger)
 }
 
 fn change(
