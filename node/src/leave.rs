@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use proto::entry::SignedEntry;
 use proto::key::PublicKey;
 use proto::ledger::Ledger;
 use proto::life::next_sequence;
@@ -14,6 +15,7 @@ use thiserror::Error;
 use crate::cache::{self, Line};
 use crate::contacts::contacts;
 use crate::journal::{Journal, JournalError};
+use crate::login::log_in;
 use crate::session::{Failure, Session, Why};
 use crate::state::{LocalNode, StateDir, StateError};
 
@@ -52,7 +54,7 @@ pub async fn leave(state_dir: &Path) -> Result<Left, LeaveError> {
     let (ledger, last) = read_cache(&node)?;
     let mut tried = Vec::new();
     for broker in contacts(&node.membership.brokers, ledger.charter()) {
-        match tell(&broker, &node, last).await {
+        match tell(&broker, &node, &ledger, last).await {
             Ok(()) => {
                 let left = Left {
                     site: node.membership.site().clone(),
@@ -81,7 +83,7 @@ fn read_cache(node: &LocalNode) -> Result<(Ledger, u64), JournalError> {
     for line in content.lines.iter().filter_map(|line| line.parse().ok()) {
         match line {
             Line::Entry(bytes) => {
-                if let Ok(entry) = proto::entry::SignedEntry::read(&bytes) {
+                if let Ok(entry) = SignedEntry::read(&bytes) {
                     // An entry that does not fit is asked for again by whoever follows next.
                     let _inserted = ledger.insert(entry);
                 }
@@ -100,13 +102,16 @@ fn read_cache(node: &LocalNode) -> Result<(Ledger, u64), JournalError> {
     Ok((ledger, last))
 }
 
-async fn tell(broker: &TokenBroker, node: &LocalNode, last: u64) -> Result<(), Failure> {
+async fn tell(
+    broker: &TokenBroker,
+    node: &LocalNode,
+    ledger: &Ledger,
+    last: u64,
+) -> Result<(), Failure> {
     let membership = &node.membership;
     let (mut session, _) = Session::connect(&broker.address, broker.key, membership.mesh).await?;
-    let authenticated = session
-        .authenticate_node(&node.identity, membership.enrolment())
-        .await;
-    match authenticated {
+    let entries: Vec<SignedEntry> = ledger.entries().cloned().collect();
+    match log_in(&mut session, node, &entries).await {
         Ok(()) => {}
         Err(Failure {
             why: Why::Refused(Refusal::Revoked),

@@ -13,6 +13,7 @@ pub mod follow;
 pub mod join;
 pub mod journal;
 pub mod leave;
+mod login;
 pub mod refusal;
 pub mod session;
 pub mod state;

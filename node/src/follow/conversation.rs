@@ -12,6 +12,7 @@ use super::Timing;
 use super::driver::{Driver, End};
 use super::view::{BrokerState, Problem};
 use crate::contacts::contacts;
+use crate::login::log_in;
 use crate::session::{Failure, Session, Why};
 
 /// How often the time a broker was reachable is counted, and kept.
@@ -55,10 +56,7 @@ impl Driver {
     }
 
     async fn begin(&mut self, talk: &mut Talk) -> Result<(), End> {
-        let local = self.local.clone();
-        let enrolment = local.membership.enrolment();
-        let login = talk.session.authenticate_node(&local.identity, enrolment);
-        let login = self.unless_stopped(login).await.ok_or(End::Stopped)?;
+        let login = self.log_in(talk).await?;
         if let Err(failure) = login {
             self.note_refusal(&failure);
             return Err(failure.into());
@@ -74,6 +72,14 @@ impl Driver {
         }
         self.own_problem = None;
         self.send_own(talk).await
+    }
+
+    /// A broker whose ledger lacks our grant knows us once it has the entries that we have.
+    async fn log_in(&mut self, talk: &mut Talk) -> Result<Result<(), Failure>, End> {
+        let local = self.local.clone();
+        let ledger: Vec<_> = self.register.mesh.ledger().entries().cloned().collect();
+        let login = log_in(&mut talk.session, &local, &ledger);
+        self.unless_stopped(login).await.ok_or(End::Stopped)
     }
 
     /// Each has what the other had: revocations spread with every node that connects.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use proto::ledger::Standing;
 use proto::record::Presence;
 use proto::token::TokenBroker;
 use tokio::sync::{mpsc, watch};
@@ -142,7 +143,7 @@ impl Driver {
                     return Round::Served;
                 }
                 End::Failed(failure) => {
-                    tracing::info!("no longer in touch with a broker: {failure}");
+                    self.log_failure(&failure);
                     self.handle_failure(&failure);
                     reasons.push(failure.to_string());
                     self.last = Some(contact);
@@ -197,6 +198,15 @@ impl Driver {
 
     fn was_connected(&self) -> bool {
         matches!(self.broker, BrokerState::Connected { .. })
+    }
+
+    /// Once when a broker is lost; after that it is the same again and again.
+    fn log_failure(&self, failure: &Failure) {
+        if self.was_connected() {
+            tracing::info!("no longer in touch with broker {failure}");
+        } else {
+            tracing::debug!("broker {failure}");
+        }
     }
 
     /// A broker that sends what is no message is named in the report like one that forges.
@@ -269,8 +279,10 @@ impl Driver {
     pub(super) fn show(&self) {
         let membership = &self.local.membership;
         let shown = self.register.shown().clone();
+        let standing = self.standing();
         let view = View {
             mesh: membership.mesh,
+            standing,
             site: membership.site().clone(),
             node: membership.node.clone(),
             identity: self.local.identity_key(),
@@ -286,8 +298,18 @@ impl Driver {
         self.view.send_replace(Arc::new(view));
     }
 
+    fn standing(&self) -> Standing {
+        let grant = self.local.membership.grant_entry().hash();
+        let charter = self.register.mesh.charter();
+        charter.standing(&grant, &self.local.identity_key())
+    }
+
     fn problems(&self, of_mesh: &[proto::mesh::Problem]) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.own_problem.iter().cloned().collect();
+        let standing = self.standing();
+        if standing != Standing::Good {
+            problems.push(Problem::Standing(standing));
+        }
         problems.extend(self.clock_problem.clone());
         if let Some(why) = &self.cache.failed {
             problems.push(Problem::CacheUnwritable { why: why.clone() });

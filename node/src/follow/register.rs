@@ -3,6 +3,12 @@
 
 mod own;
 mod shown;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+#[path = "../../tests/node/world.rs"]
+#[expect(dead_code, reason = "whole-crate tests use all of it")]
+mod world;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

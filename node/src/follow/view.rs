@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use proto::entry::Broker;
 use proto::key::{Hash, MeshId, PublicKey};
-use proto::ledger::SitePrefix;
+use proto::ledger::{SitePrefix, Standing};
 use proto::mesh::Node;
 use proto::message::Refusal;
 use proto::name::Name;
@@ -23,6 +23,8 @@ pub struct View {
     pub site: Name,
     pub node: Name,
     pub identity: PublicKey,
+    /// Whether the ledger still has this node as one of the mesh.
+    pub standing: Standing,
     /// In good standing, without this node itself.
     pub peers: BTreeMap<PublicKey, Arc<Peer>>,
     /// All of the ledger, with what this receiver makes of each.
@@ -65,6 +67,8 @@ pub enum BrokerState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     Mesh(proto::mesh::Problem),
+    /// The ledger does not have this node as one of the mesh any more, or not now.
+    Standing(Standing),
     /// Another living node has this node's name.
     NameTaken {
         holder: String,
@@ -100,6 +104,7 @@ impl View {
             site: local.membership.site().clone(),
             node: local.membership.node.clone(),
             identity: local.identity_key(),
+            standing: Standing::NoGrant,
             peers: BTreeMap::new(),
             prefixes: Arc::default(),
             brokers: Arc::default(),
@@ -128,6 +133,18 @@ impl fmt::Display for Problem {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Problem::Mesh(problem) => problem.fmt(out),
+            Problem::Standing(standing) => out.write_str(match standing {
+                Standing::Good => "this node is one of the mesh",
+                Standing::NoGrant => "the ledger known here lacks this node's grant",
+                Standing::GrantClosed => {
+                    "this node's grant was closed, and it is not among those that stay"
+                }
+                Standing::SiteRevoked => "this node's site was revoked",
+                Standing::Revoked => "this node was revoked",
+                Standing::Quarantined => {
+                    "this node's grant is quarantined until the ledger's fork is settled"
+                }
+            }),
             Problem::NameTaken { holder, heard_s } => write!(
                 out,
                 "this node's name is held by another living node ({holder}), heard {heard_s} s ago"
@@ -170,6 +187,18 @@ impl Problem {
     pub fn next(&self) -> String {
         match self {
             Problem::Mesh(problem) => problem.next(),
+            Problem::Standing(Standing::Quarantined) => {
+                "settle the ledger's fork with `causeway ledger settle`".to_owned()
+            }
+            Problem::Standing(Standing::Good | Standing::NoGrant) => {
+                "nothing: it is fetched from a broker".to_owned()
+            }
+            Problem::Standing(
+                Standing::GrantClosed | Standing::SiteRevoked | Standing::Revoked,
+            ) => {
+                "if that was not meant, join again with a new token and another state directory"
+                    .to_owned()
+            }
             Problem::NameTaken { .. } => {
                 "join again under another name (`causeway leave`, then `join --node`), or stop the other node; it is tried again by itself".to_owned()
             }

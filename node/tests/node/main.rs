@@ -12,4 +12,6 @@ mod join;
 #[cfg(test)]
 mod scratch;
 #[cfg(test)]
+mod with_broker;
+#[cfg(test)]
 mod world;

@@ -20,6 +20,10 @@ impl Scratch {
         Scratch(path)
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// A state directory that is not there yet.
     pub(crate) fn state(&self) -> PathBuf {
         self.0.join("state")

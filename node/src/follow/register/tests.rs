@@ -1,0 +1,227 @@
+use std::time::Duration;
+
+use proto::entry::Uses;
+use proto::key::{PublicKey, SigningKey};
+use proto::mesh::Mesh;
+use proto::message::{Position, Push};
+
+use super::Register;
+use super::world::{Granted, Other, World, name};
+use crate::cache::Line;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+struct Stage {
+    world: World,
+    granted: Granted,
+    paris: Other,
+}
+
+impl Stage {
+    fn new() -> Stage {
+        let mut world = World::new();
+        let granted = world.grant("paris", "10.1.0.0/16", Uses::AtMost(2));
+        let paris = world.other(&granted, 0, "gate");
+        Stage {
+            world,
+            granted,
+            paris,
+        }
+    }
+
+    fn register(&self) -> Register {
+        let mesh = Mesh::new(self.world.mesh(), Some(name("home")));
+        Register::new(mesh, SigningKey::from_seed(&[9; 32]).public())
+    }
+
+    fn snapshot(&self, members: Vec<Vec<u8>>) -> Push {
+        Push {
+            reset: true,
+            entries: self.world.entries(),
+            members,
+            forgotten: Vec::new(),
+            position: Position {
+                epoch: [1; 16],
+                revision: 1,
+            },
+            caught_up: true,
+        }
+    }
+
+    /// Has taken paris, and shows it.
+    fn settled(&self) -> Register {
+        let mut register = self.register();
+        register.handle_push(&self.snapshot(vec![self.paris.member(5)]), 0);
+        register.handle_durable();
+        assert_eq!(shown(&register), [self.paris.key()]);
+        register
+    }
+}
+
+fn shown(register: &Register) -> Vec<PublicKey> {
+    register.shown().peers.keys().copied().collect()
+}
+
+/// What a restart makes of these lines.
+fn read_again(stage: &Stage, lines: Vec<Line>) -> Register {
+    let mut register = stage.register();
+    for line in lines {
+        register.handle_line(line, 0);
+    }
+    register.handle_loaded();
+    register
+}
+
+#[test]
+fn what_is_new_is_shown_only_once_it_is_durable() {
+    let stage = Stage::new();
+    let mut register = stage.register();
+    register.handle_push(&stage.snapshot(vec![stage.paris.member(5)]), 0);
+    assert!(shown(&register).is_empty());
+    assert!(register.shown().prefixes.is_empty());
+    assert!(register.shown().heads.is_empty());
+    register.handle_durable();
+    assert_eq!(shown(&register), [stage.paris.key()]);
+    assert_eq!(register.shown().prefixes.len(), 1);
+    assert!(register.lines().is_empty());
+}
+
+#[test]
+fn what_is_revoked_is_gone_though_the_disk_is_full() {
+    let mut stage = Stage::new();
+    let mut register = stage.settled();
+    let newcomer = stage.world.other(&stage.granted, 1, "second");
+    let body = proto::entry::Body::Prefixes {
+        site: name("paris"),
+        added: vec!["10.7.0.0/16".parse().unwrap()],
+        added_service: Vec::new(),
+        removed: vec!["10.1.0.0/16".parse().unwrap()],
+    };
+    stage.world.sign(body);
+    stage.world.revoke(vec![stage.paris.key()]);
+    register.handle_push(&stage.snapshot(vec![newcomer.member(1)]), 0);
+    assert!(
+        shown(&register).is_empty(),
+        "revoked at once, the new one not yet"
+    );
+    assert!(
+        register.shown().prefixes.is_empty(),
+        "taken at once, the new one not yet"
+    );
+    register.handle_durable();
+    assert_eq!(shown(&register), [newcomer.key()]);
+    assert_eq!(register.shown().prefixes.len(), 1);
+}
+
+#[test]
+fn a_record_that_no_broker_lists_is_dropped_after_seven_days_of_reachable_brokers() {
+    let stage = Stage::new();
+    let mut register = stage.settled();
+    register.handle_push(&stage.snapshot(Vec::new()), 0);
+    for day in 1..7 {
+        register.handle_reachable(DAY);
+        register.handle_durable();
+        assert_eq!(shown(&register), [stage.paris.key()], "day {day}");
+    }
+    // The days counted survive a restart.
+    let mut register = read_again(&stage, register.all_lines());
+    register.handle_reachable(DAY);
+    assert!(shown(&register).is_empty());
+    // The number does, too: what is older does not come back.
+    let mut register = read_again(&stage, register.all_lines());
+    register.handle_push(&stage.snapshot(vec![stage.paris.member(4)]), 0);
+    register.handle_durable();
+    assert!(shown(&register).is_empty());
+    register.handle_push(&stage.snapshot(vec![stage.paris.member(6)]), 0);
+    register.handle_durable();
+    assert_eq!(shown(&register), [stage.paris.key()]);
+}
+
+#[test]
+fn a_record_that_is_listed_again_starts_anew() {
+    let stage = Stage::new();
+    let mut register = stage.settled();
+    register.handle_push(&stage.snapshot(Vec::new()), 0);
+    register.handle_reachable(6 * DAY);
+    register.handle_push(&stage.snapshot(vec![stage.paris.member(5)]), 0);
+    register.handle_push(&stage.snapshot(Vec::new()), 0);
+    register.handle_reachable(6 * DAY);
+    register.handle_durable();
+    assert_eq!(shown(&register), [stage.paris.key()]);
+}
+
+#[test]
+fn a_snapshot_in_pieces_counts_once_it_is_whole() {
+    let stage = Stage::new();
+    let mut register = stage.settled();
+    let second = stage.world.other(&stage.granted, 1, "second");
+    let first_piece = Push {
+        caught_up: false,
+        ..stage.snapshot(vec![second.member(1)])
+    };
+    register.handle_push(&first_piece, 0);
+    let resume = register.position();
+    register.handle_reachable(8 * DAY);
+    let last_piece = Push {
+        reset: false,
+        position: Position {
+            revision: 3,
+            ..stage.snapshot(Vec::new()).position
+        },
+        ..stage.snapshot(vec![stage.paris.member(5)])
+    };
+    assert_eq!(resume.map(|position| position.revision), Some(1));
+    register.handle_push(&last_piece, 0);
+    register.handle_reachable(8 * DAY);
+    register.handle_durable();
+    assert_eq!(shown(&register).len(), 2);
+    assert_eq!(
+        register.position().map(|position| position.revision),
+        Some(3)
+    );
+}
+
+#[test]
+fn the_lines_of_a_cache_written_anew_say_what_the_old_ones_said() {
+    let mut stage = Stage::new();
+    let twin = stage.world.other(&stage.granted, 0, "twin");
+    let rome = stage.world.grant("rome", "10.2.0.0/16", Uses::AtMost(2));
+    let (gate, gone) = (
+        stage.world.other(&rome, 0, "gate"),
+        stage.world.other(&rome, 1, "gone"),
+    );
+    let members = vec![
+        stage.paris.member(5),
+        twin.member(1),
+        gate.member(3),
+        gone.withdrawal(2),
+    ];
+    let mut register = stage.register();
+    register.handle_push(&stage.snapshot(members), 0);
+    register.handle_durable();
+    assert_eq!(shown(&register), [gate.key()], "neither of two for one use");
+    let mut again = read_again(&stage, register.all_lines());
+    assert_eq!(shown(&again), [gate.key()]);
+    assert_eq!(again.shown().heads, register.shown().heads);
+    assert_eq!(again.position(), register.position());
+    again.handle_push(&stage.snapshot(vec![gone.member(1), gate.member(2)]), 0);
+    again.handle_durable();
+    assert_eq!(shown(&again), [gate.key()]);
+    assert_eq!(again.refused.count(crate::follow::Cause::Replayed), 2);
+}
+
+#[test]
+fn a_cache_that_somebody_wrote_into_shows_nothing_false() {
+    let stage = Stage::new();
+    let mut forged = stage.paris.member(7);
+    let end = forged.len() - 1;
+    forged[end] ^= 1;
+    let entries = stage.world.entries().into_iter().map(Line::Entry);
+    let mut lines: Vec<Line> = entries.collect();
+    lines.push(Line::Member(forged.clone()));
+    lines.push(Line::Own(forged));
+    lines.push(Line::Own(stage.paris.member(9)));
+    let register = read_again(&stage, lines);
+    assert!(shown(&register).is_empty());
+    assert!(register.own.member().is_none());
+}
