@@ -22,6 +22,7 @@ use crate::session::{self, Link};
 use crate::tls;
 
 const HANDSHAKE: Duration = Duration::from_secs(5);
+const SEND_BUFFER: usize = 128 * 1024;
 /// Commands at a time on the local socket.
 const MOST_LOCAL: usize = 32;
 
@@ -183,6 +184,8 @@ async fn try_shake_hands(
     stream: TcpStream,
 ) -> io::Result<(TlsStream<TcpStream>, tls::Exporter)> {
     stream.set_nodelay(true)?;
+    // The kernel would let each slow reader have megabytes.
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::SndBuf, &SEND_BUFFER)?;
     let stream = door.tls.accept(stream).await?;
     let (_, connection) = stream.get_ref();
     if connection.alpn_protocol() != Some(ALPN) {

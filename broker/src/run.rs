@@ -7,7 +7,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,7 +104,13 @@ pub fn run(options: Options, ready: impl FnOnce(&Serving)) -> Result<(), Error> 
     let near = fence::authority_near(directory.about().authority_directory.as_deref());
     let fenced = fence::put_up(&own)?;
     fence::report(fenced, near.as_deref());
-    serve_directory(&options, directory, near.as_deref(), ready, stop_signal())
+    let prepared = Prepared {
+        options,
+        directory,
+        store: None,
+        authority_near: near.is_some(),
+    };
+    prepared.serve(ready, stop_signal())
 }
 
 /// The same until `stop`, without the fence: for tests that run a broker beside other things.
@@ -113,35 +119,90 @@ pub fn serve(
     ready: impl FnOnce(&Serving),
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let directory = directory::open(&options.state_directory)?;
-    sockets::make_runtime_directory(&options.runtime_directory)?;
-    let near = fence::authority_near(directory.about().authority_directory.as_deref());
-    serve_directory(&options, directory, near.as_deref(), ready, stop)
+    serve_on(options, None, ready, stop)
 }
 
-fn serve_directory(
-    options: &Options,
-    directory: Directory,
-    authority_near: Option<&Path>,
+/// [`serve`] on a store of the caller's.
+pub fn serve_on(
+    options: Options,
+    store: Option<Arc<dyn Store>>,
     ready: impl FnOnce(&Serving),
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let runtime = runtime()?;
-    let url = options.store.clone();
-    let url = url.unwrap_or_else(|| directory.about().store.clone());
-    let done = runtime.block_on(async {
-        let mut stop = Box::pin(stop);
-        let started = tokio::select! {
-            started = start(options, directory, url) => started?,
-            () = &mut stop => return Ok(()),
+    let directory = directory::open(&options.state_directory)?;
+    sockets::make_runtime_directory(&options.runtime_directory)?;
+    let near = fence::authority_near(directory.about().authority_directory.as_deref());
+    let prepared = Prepared {
+        options,
+        directory,
+        store,
+        authority_near: near.is_some(),
+    };
+    prepared.serve(ready, stop)
+}
+
+/// Behind the fence, if there is one.
+struct Prepared {
+    options: Options,
+    directory: Directory,
+    /// Instead of the one that options or directory name.
+    store: Option<Arc<dyn Store>>,
+    authority_near: bool,
+}
+
+impl Prepared {
+    fn serve(
+        self,
+        ready: impl FnOnce(&Serving),
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        let runtime = runtime()?;
+        let near = i64::from(self.authority_near);
+        let done = runtime.block_on(async {
+            let mut stop = Box::pin(stop);
+            let started = tokio::select! {
+                started = self.start() => started?,
+                () = &mut stop => return Ok(()),
+            };
+            started.broker.metrics.authority_near.set(near);
+            ready(&started.sockets.serving);
+            started.serve(stop).await
+        });
+        runtime.shutdown_timeout(SESSIONS_END);
+        done
+    }
+
+    async fn start(self) -> Result<Started, Error> {
+        let directory = self.directory;
+        let key = proto::key::SigningKey::from_seed(&directory.key().seed());
+        let tls = tls::server(&key)?;
+        let url = self.options.store.clone();
+        let url = url.unwrap_or_else(|| directory.about().store.clone());
+        let store = match self.store {
+            Some(store) => store,
+            None => open_store(&directory, &url).await?,
         };
-        let near = i64::from(authority_near.is_some());
-        started.broker.metrics.authority_near.set(near);
-        ready(&started.sockets.serving);
-        started.serve(stop).await
-    });
-    runtime.shutdown_timeout(SESSIONS_END);
-    done
+        let mut register = Register::new(directory.about().mesh);
+        let contents = load(&*store).await?;
+        register
+            .load(contents)
+            .map_err(|error: LoadError| Error::Ledger(error.to_string()))?;
+        let sockets = Sockets::bind(&self.options).await?;
+        let port = sockets.serving.listen.port();
+        let broker = Arc::new(Broker::new(directory, Arc::new(key), store, register, port));
+        tokio::spawn(follow::follow(Arc::clone(&broker)));
+        follow::handle_grown(&broker);
+        import(&broker).await?;
+        report(&broker, &url, &sockets.serving);
+        let (alive, ended) = mpsc::channel(1);
+        let door = Door::new(Arc::clone(&broker), tls, alive);
+        Ok(Started {
+            broker,
+            door,
+            sockets,
+            ended,
+        })
+    }
 }
 
 fn runtime() -> Result<Runtime, Error> {
@@ -193,32 +254,6 @@ struct Started {
     sockets: Sockets,
     /// Ends when the last connection has.
     ended: mpsc::Receiver<()>,
-}
-
-async fn start(options: &Options, directory: Directory, url: StoreUrl) -> Result<Started, Error> {
-    let key = proto::key::SigningKey::from_seed(&directory.key().seed());
-    let tls = tls::server(&key)?;
-    let store = open_store(&directory, &url).await?;
-    let mut register = Register::new(directory.about().mesh);
-    let contents = load(&*store).await?;
-    register
-        .load(contents)
-        .map_err(|error: LoadError| Error::Ledger(error.to_string()))?;
-    let sockets = Sockets::bind(options).await?;
-    let port = sockets.serving.listen.port();
-    let broker = Arc::new(Broker::new(directory, Arc::new(key), store, register, port));
-    tokio::spawn(follow::follow(Arc::clone(&broker)));
-    follow::handle_grown(&broker);
-    import(&broker).await?;
-    report(&broker, &url, &sockets.serving);
-    let (alive, ended) = mpsc::channel(1);
-    let door = Door::new(Arc::clone(&broker), tls, alive);
-    Ok(Started {
-        broker,
-        door,
-        sockets,
-        ended,
-    })
 }
 
 /// Waits for etcd; a file is there or not.
@@ -317,7 +352,10 @@ impl Started {
                     Ok((stream, _)) => self.door.handle_local(stream),
                     Err(error) => self.handle_accept_error(&error).await,
                 },
-                () = &mut stop => self.broker.end(Ending::Asked),
+                () = &mut stop => {
+                    self.broker.end(Ending::Asked);
+                    break;
+                }
                 _ = ending.wait_for(Option::is_some) => break,
             }
         }

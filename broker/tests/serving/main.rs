@@ -1,0 +1,16 @@
+//! Brokers that serve on loopback, on threads of this process.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that cannot go on ends by panicking"
+)]
+
+mod cast;
+mod client;
+mod crowding;
+mod joining;
+mod publishing;
+mod standing;
+mod storing;
+mod watching;
