@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 
 use crate::enrolment::Enrolment;
 use crate::entry::{Body, SignedEntry};
-use crate::key::{MeshId, PublicKey, WireguardKey};
+use crate::key::{Hash, MeshId, PublicKey, WireguardKey};
 use crate::ledger::{Charter, Inserted, Ledger, PrefixState, SitePrefix, Standing};
 use crate::name::Name;
 use crate::prefix::overlap;
@@ -251,6 +251,7 @@ impl Mesh {
         }
         let was = former.map_or(Place::Out(Standing::NoGrant), |former| {
             self.unlist(&former);
+            self.leave_use(&former, &of);
             former.place
         });
         let is = self
@@ -266,6 +267,15 @@ impl Mesh {
             self.judge(rivals.iter().map(|rival| rival.identity).collect());
         }
         is.outcome(Taken::New)
+    }
+
+    /// Whoever contended for the use that it leaves may come in.
+    fn leave_use(&mut self, former: &Held, now: &(Hash, u32)) {
+        if former.of() != *now {
+            self.register.leave(&former.of(), &former.node.identity);
+            let rivals = self.register.contenders(&former.of());
+            self.judge(rivals);
+        }
     }
 
     /// Judges these, and who contends with them, again.

@@ -113,10 +113,13 @@ impl Register {
 
     /// Whoever was counted as the same use, itself included.
     pub(super) fn rivals(&self, identity: &PublicKey) -> Vec<PublicKey> {
-        let Some(held) = self.held.get(identity) else {
-            return Vec::new();
-        };
-        let contenders = self.uses.get(&held.of()).into_iter().flatten();
+        self.held
+            .get(identity)
+            .map_or(Vec::new(), |held| self.contenders(&held.of()))
+    }
+
+    pub(super) fn contenders(&self, of: &(Hash, u32)) -> Vec<PublicKey> {
+        let contenders = self.uses.get(of).into_iter().flatten();
         contenders.map(|known| known.identity).collect()
     }
 
@@ -295,6 +298,16 @@ impl Register {
         Some(former)
     }
 
+    /// It came by another use since: one that collects uses must not fill memory with them.
+    pub(super) fn leave(&mut self, of: &(Hash, u32), identity: &PublicKey) {
+        if let Some(contenders) = self.uses.get_mut(of) {
+            contenders.retain(|known| known.identity != *identity);
+            if contenders.is_empty() {
+                self.uses.remove(of);
+            }
+        }
+    }
+
     fn contend(&mut self, enrolment: &Enrolment) {
         let identity = enrolment.proof.identity;
         let contenders = self.uses.entry(use_of(enrolment)).or_default();
@@ -336,12 +349,7 @@ impl Register {
             return;
         }
         self.marks.remove(&identity);
-        if let Some(contenders) = self.uses.get_mut(&of) {
-            contenders.retain(|known| known.identity != identity);
-            if contenders.is_empty() {
-                self.uses.remove(&of);
-            }
-        }
+        self.leave(&of, &identity);
     }
 
     /// Whoever holds its use alone by now is there before whoever comes later.

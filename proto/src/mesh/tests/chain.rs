@@ -408,3 +408,24 @@ fn brokers_of_either_store_are_told_apart() {
     assert!(mesh.charter().may_count(&broker().public(), &STORE));
     assert!(!mesh.charter().may_count(&broker().public(), &OTHER_STORE));
 }
+
+#[test]
+fn a_node_restored_from_a_snapshot_signs_above_what_it_is_shown_of_itself() {
+    let (scene, grant, _, mut mesh) = one_node();
+    mesh.handle_member(&scene.member_at(&grant, 0, &node(1), 9))
+        .unwrap();
+    // Its directory is as it was at 4: what it signs next is behind.
+    let behind = scene.member_at(&grant, 0, &node(1), 5);
+    let Err(MemberRefusal::OldSequence { latest, .. }) = mesh.handle_member(&behind) else {
+        panic!("a sequence number went back");
+    };
+    let mut own = scene.receiver();
+    own.restore_sequence(node(1).public(), 4);
+    own.handle_member(&mesh.node(&node(1).public()).unwrap().member)
+        .unwrap();
+    let shown = own.sequence(&node(1).public()).unwrap();
+    assert_eq!(shown, latest);
+    let next = crate::life::next_sequence(4, shown).unwrap();
+    mesh.handle_member(&scene.member_at(&grant, 0, &node(1), next))
+        .unwrap();
+}

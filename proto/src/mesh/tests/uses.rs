@@ -302,3 +302,37 @@ fn a_second_identity_with_a_forged_enrolment_does_not_dispute_a_use() {
     assert_eq!(identities(&mesh), [key_of(1)]);
     assert!(mesh.problems().is_empty());
 }
+
+#[test]
+fn a_node_that_collects_uses_holds_only_its_last_one() {
+    let mut scene = Scene::new();
+    let grant = scene.grant("paris", Uses::Unlimited);
+    let mut mesh = scene.receiver();
+    for use_number in 0..50 {
+        let sequence = u64::from(use_number) + 1;
+        let record = scene.record("paris", &node(1), sequence);
+        let shown = member(&scene.enrol(&grant, use_number, &node(1)), record, &node(1));
+        mesh.handle_member(&shown).unwrap();
+    }
+    assert_eq!(mesh.register.uses().count(), 1);
+}
+
+#[test]
+fn who_disputed_a_use_comes_in_when_the_other_moves_to_another_use_in_either_order() {
+    let mut scene = Scene::new();
+    let grant = scene.grant("paris", Uses::Unlimited);
+    let first = scene.member(&grant, 0, &node(1));
+    let rival = scene.member(&grant, 0, &node(2));
+    let record = scene.record("paris", &node(1), 2);
+    let moved = member(&scene.enrol(&grant, 1, &node(1)), record, &node(1));
+    let mut expected = [key_of(1), key_of(2)];
+    expected.sort();
+    for order in [[&first, &rival, &moved], [&first, &moved, &rival]] {
+        let mut mesh = scene.receiver();
+        for shown in order {
+            let _ = mesh.handle_member(shown);
+        }
+        assert_eq!(identities(&mesh), expected);
+        assert!(mesh.problems().is_empty());
+    }
+}
