@@ -4,10 +4,16 @@
 
 #[path = "stores/conformance.rs"]
 mod conformance;
+#[path = "stores/damage.rs"]
+mod damage;
+#[path = "stores/disk.rs"]
+mod disk;
 #[path = "stores/etcd.rs"]
 mod etcd;
 #[path = "stores/given.rs"]
 mod given;
+#[path = "stores/power.rs"]
+mod power;
 #[path = "stores/redb.rs"]
 mod redb;
 #[path = "support/etcd.rs"]

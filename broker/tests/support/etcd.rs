@@ -8,6 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 pub(crate) struct Etcd {
     directory: PathBuf,
     members: Vec<Member>,
@@ -102,6 +105,11 @@ impl Etcd {
             process.kill().unwrap();
             process.wait().unwrap();
         }
+    }
+
+    pub(crate) fn signal_member(&self, number: usize, signal: Signal) {
+        let process = self.members[number].process.as_ref().unwrap();
+        kill(Pid::from_raw(process.id().try_into().unwrap()), signal).unwrap();
     }
 
     pub(crate) fn wait_for_leader(&self) {

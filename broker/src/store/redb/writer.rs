@@ -45,7 +45,8 @@ pub(super) struct Writer {
     head: Head,
     /// None after an error: redb writes no more until it is opened again.
     database: Option<Database>,
-    closed_since: Option<Instant>,
+    /// Since when, and why.
+    closed: Option<(Instant, StoreError)>,
     /// Above every revision that an older copy of this file can have given.
     base: u64,
     connected: BTreeSet<PublicKey>,
@@ -89,7 +90,7 @@ impl Writer {
             pages,
             head,
             database: None,
-            closed_since: None,
+            closed: None,
             base: microseconds_since_1970(),
             connected: BTreeSet::new(),
             log: Arc::new(Log::new(0)),
@@ -118,7 +119,13 @@ impl Writer {
         let mut answers = Vec::with_capacity(group.len());
         let outcome = self.write(group, &mut answers).inspect_err(|error| {
             self.database = None;
-            self.closed_since = Some(Instant::now());
+            if self
+                .closed
+                .as_ref()
+                .is_none_or(|(since, _)| since.elapsed() >= PAUSE)
+            {
+                self.closed = Some((Instant::now(), error.clone()));
+            }
             if matches!(error, StoreError::Fatal(_)) {
                 self.log.end(error.clone());
             }
@@ -262,14 +269,10 @@ impl Writer {
         if self.pages.sync_failed() {
             return Err(self.fatal());
         }
-        if self
-            .closed_since
-            .is_some_and(|since| since.elapsed() < PAUSE)
+        if let Some((since, error)) = &self.closed
+            && since.elapsed() < PAUSE
         {
-            return Err(StoreError::Down(format!(
-                "the store file {} could not be written just now; it is tried again",
-                self.path.display()
-            )));
+            return Err(error.clone());
         }
         let (pages, _) =
             Pages::open(Arc::clone(&self.disk)).map_err(|error| head_refused(&self.path, error))?;
@@ -324,9 +327,9 @@ impl Writer {
         if self.pages.sync_failed() {
             return self.fatal();
         }
-        // redb reads past the end of a file that was cut off.
-        let is_cut = matches!(&error, ::redb::Error::Io(error)
-            if error.kind() == std::io::ErrorKind::UnexpectedEof);
+        // What the system does not say itself, redb found: a wrong first page, an end too soon.
+        let is_found = matches!(&error, ::redb::Error::Io(error)
+            if error.raw_os_error().is_none());
         let is_damaged = matches!(
             error,
             ::redb::Error::Corrupted(_)
@@ -336,7 +339,7 @@ impl Writer {
                 | ::redb::Error::TableIsMultimap(_)
                 | ::redb::Error::UnorderedKey
         );
-        if is_cut || is_damaged {
+        if is_found || is_damaged {
             return damaged(&self.path, &format!("is damaged ({error})"));
         }
         StoreError::Down(format!(
