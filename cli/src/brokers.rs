@@ -2,21 +2,22 @@
 //! One that cannot be reached is a word to the operator, never an error by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use anyhow::Context;
 use node::session::{Failure, Session};
-use proto::entry::SignedEntry;
+use proto::entry::{SignedEntry, StoreId};
 use proto::key::{Hash, MeshId, PublicKey, SigningKey};
-use proto::ledger::Ledger;
+use proto::ledger::{Charter, Ledger};
 use proto::message::{GrantUse, NodeStatus, Refusal};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
+use crate::command::Directories;
+
 pub(crate) struct Brokers {
     runtime: Runtime,
     reached: Vec<Session>,
-    /// Of those reached by TLS.
+    /// Of those reached by TLS, and of the local one if its directory tells.
     keys: BTreeSet<PublicKey>,
     failures: Vec<String>,
 }
@@ -65,18 +66,26 @@ impl Brokers {
         })
     }
 
+    /// The one on this machine, and those of `places`.
     pub(crate) fn reach(
-        socket: &Path,
+        directories: &Directories,
         places: Vec<Place>,
         mesh: MeshId,
         caller: Caller<'_>,
     ) -> anyhow::Result<Brokers> {
+        let socket = directories.broker_socket();
         let mut brokers = Brokers::none()?;
         let mut found = Found::default();
+        let mut local = None;
         brokers.runtime.block_on(async {
             if socket.exists() {
-                match Session::connect_local(socket, mesh).await {
-                    Ok((session, _)) => found.reached.push(session),
+                match Session::connect_local(&socket, mesh).await {
+                    Ok((session, _)) => {
+                        found.reached.push(session);
+                        local = directories
+                            .local_broker()
+                            .map(|broker| broker.key().public());
+                    }
                     Err(failure) => found.failures.push(failure.to_string()),
                 }
             }
@@ -86,6 +95,7 @@ impl Brokers {
         });
         brokers.reached = found.reached;
         brokers.keys = found.keys;
+        brokers.keys.extend(local);
         brokers.failures = found.failures;
         Ok(brokers)
     }
@@ -94,9 +104,17 @@ impl Brokers {
         !self.reached.is_empty()
     }
 
-    /// The keys of those that were reached by TLS.
-    pub(crate) fn keys(&self) -> BTreeSet<PublicKey> {
-        self.keys.clone()
+    pub(crate) fn has_reached(&self, broker: &PublicKey) -> bool {
+        self.keys.contains(broker)
+    }
+
+    /// Whether one was asked that counts for this store: others know nothing of its uses.
+    pub(crate) fn knows_store(&self, charter: &Charter, store: &StoreId) -> bool {
+        let mut counting = charter
+            .brokers
+            .iter()
+            .filter(|broker| broker.store == *store);
+        counting.any(|broker| self.keys.contains(&broker.key))
     }
 
     /// Why which could not be reached.

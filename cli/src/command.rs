@@ -71,6 +71,11 @@ impl Directories {
         self.state_dir.join("broker").join("ledger")
     }
 
+    /// The broker of this machine, if there is one that this user may look at.
+    pub(crate) fn local_broker(&self) -> Option<::broker::directory::Directory> {
+        ::broker::directory::open(&self.state_dir).ok()
+    }
+
     pub(crate) fn broker_socket(&self) -> PathBuf {
         self.runtime_dir.join("broker.sock")
     }

@@ -205,6 +205,28 @@ mod tests {
         }
     }
 
+    fn check_flags(command: &clap::Command) {
+        let flags = command
+            .get_arguments()
+            .filter(|flag| !flag.is_hide_set() && !flag.is_positional())
+            .filter(|flag| !matches!(flag.get_id().as_str(), "help" | "version"));
+        for flag in flags {
+            let long = flag.get_long().unwrap();
+            let wanted = format!("CAUSEWAY_{}", long.to_uppercase().replace('-', "_"));
+            let found = flag
+                .get_env()
+                .map(|name| name.to_string_lossy().into_owned());
+            assert_eq!(found, Some(wanted), "{} --{long}", command.get_name());
+            assert!(flag.get_help().is_some(), "{} --{long}", command.get_name());
+        }
+        command.get_subcommands().for_each(check_flags);
+    }
+
+    #[test]
+    fn every_flag_has_an_environment_name_and_a_word_of_help() {
+        check_flags(&Arguments::command());
+    }
+
     #[test]
     fn bad_usage_is_exit_code_two() {
         for line in [

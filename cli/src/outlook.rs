@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::bail;
 use node::state::{LocalNode, StateDir};
 use proto::enrolment::Enrolment;
-use proto::entry::SignedEntry;
+use proto::entry::{SignedEntry, StoreId};
 use proto::key::{MeshId, PublicKey, SigningKey};
 use proto::ledger::{Charter, Ledger};
 use proto::mesh::Mesh;
@@ -59,7 +59,6 @@ enum Source {
 impl Outlook {
     pub(crate) fn open(arguments: &Signing) -> anyhow::Result<Outlook> {
         let source = source(arguments)?;
-        let socket = arguments.directories.broker_socket();
         let (ledger, places, mesh) = match &source {
             Source::Authority { ledger, .. } | Source::Broker { ledger } => {
                 (ledger.clone(), brokers::places(ledger), ledger.mesh())
@@ -77,7 +76,7 @@ impl Outlook {
         let mut brokers = if arguments.offline {
             Brokers::none()?
         } else {
-            Brokers::reach(&socket, places, mesh, caller)?
+            Brokers::reach(&arguments.directories, places, mesh, caller)?
         };
         let found = brokers.fetch(&ledger);
         let mut outlook = Outlook { ledger, brokers };
@@ -103,6 +102,11 @@ impl Outlook {
 
     pub(crate) fn brokers(&mut self) -> &mut Brokers {
         &mut self.brokers
+    }
+
+    /// Whether a broker was asked that counts for this store.
+    pub(crate) fn knows_store(&self, store: &StoreId) -> bool {
+        self.brokers.knows_store(self.charter(), store)
     }
 
     pub(crate) fn take(&mut self, entries: &[SignedEntry]) {

@@ -64,15 +64,23 @@ impl Desk {
         Ok(())
     }
 
-    /// Of a broker on this machine, if there is one.
+    /// Of this mesh's broker on this machine, if there is one.
     fn local_ledger(&self) -> anyhow::Result<Option<LedgerFile>> {
         let path = self.directories.broker_ledger();
         if !path.exists() {
             return Ok(None);
         }
-        let file = LedgerFile::open_for(&path, self.ledger().mesh())?;
+        let broker = broker::directory::open(&self.directories.state_dir)?;
+        let about = broker.about();
         // A broker of another mesh may live here as well.
-        Ok(Some(file).filter(|file| file.ledger().mesh() == self.ledger().mesh()))
+        let is_ours = match about.mesh {
+            Some(mesh) => mesh == self.ledger().mesh(),
+            None => self.charter().authorities.contains(&about.authority),
+        };
+        if !is_ours {
+            return Ok(None);
+        }
+        LedgerFile::open_for(&path, self.ledger().mesh()).map(Some)
     }
 
     pub(crate) fn ledger(&self) -> &Ledger {
@@ -89,6 +97,14 @@ impl Desk {
 
     pub(crate) fn brokers(&mut self) -> &mut Brokers {
         &mut self.brokers
+    }
+
+    /// Whether a broker was asked that counts the uses of this grant.
+    pub(crate) fn knows_uses_of(&self, grant: &Hash) -> bool {
+        let charter = self.charter();
+        charter
+            .grant(grant)
+            .is_some_and(|standing| self.brokers.knows_store(charter, &standing.grant.store))
     }
 
     /// After an entry that changes which brokers there are.
@@ -157,7 +173,7 @@ impl Desk {
 fn reach(authority: &Authority, directories: &Directories) -> anyhow::Result<Brokers> {
     let ledger = authority.ledger();
     Brokers::reach(
-        &directories.broker_socket(),
+        directories,
         brokers::places(ledger),
         ledger.mesh(),
         Caller::Authority(authority.key()),

@@ -270,13 +270,12 @@ fn find<'a>(known: &'a [Broker], text: &str) -> anyhow::Result<&'a Broker> {
 fn list(arguments: &List) -> anyhow::Result<()> {
     let mut outlook = Outlook::open(&arguments.signing)?;
     let asked = !arguments.signing.offline;
-    let answering = outlook.brokers().keys();
-    let shown: Vec<Shown> = outlook
-        .charter()
-        .brokers
+    let known = outlook.charter().brokers.clone();
+    let brokers = outlook.brokers();
+    let shown: Vec<Shown> = known
         .iter()
         .map(|broker| Shown {
-            answers: asked.then(|| answering.contains(&broker.key)),
+            answers: asked.then(|| brokers.has_reached(&broker.key)),
             ..show(broker)
         })
         .collect();

@@ -8,6 +8,7 @@ use proto::ledger::{Charter, GrantStanding, GrantState};
 use proto::name::Name;
 use proto::token::{MAX_BROKERS, Token, TokenBroker};
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use crate::authority;
 use crate::command::{Output, Signing, Usage};
@@ -124,7 +125,7 @@ fn create(arguments: &Create) -> anyhow::Result<()> {
     if arguments.output.json {
         print::json(&created(&token, &text))?;
     } else {
-        print::data(&format!("{}\n", *text))?;
+        print::data(&Zeroizing::new(format!("{}\n", *text)))?;
     }
     eprint!("{}", explain(&token, now));
     desk.hand_over();
@@ -351,7 +352,8 @@ fn list(arguments: &List) -> anyhow::Result<()> {
     let shown: Vec<Shown> = grants
         .into_iter()
         .map(|(id, standing)| {
-            let taken = uses.as_ref().map(|uses| {
+            let asked = outlook.knows_store(&standing.grant.store);
+            let taken = uses.as_ref().filter(|_| asked).map(|uses| {
                 let of_this = uses.iter().filter(|taken| taken.grant == id.0);
                 of_this.count()
             });
@@ -486,12 +488,12 @@ fn revoke(arguments: &Revoke) -> anyhow::Result<()> {
 
 /// Who took a use of a grant and may stay: the closing has to list them. Only brokers know.
 pub(crate) fn joined_with(desk: &mut Desk, grant: &Hash) -> anyhow::Result<Vec<PublicKey>> {
-    if !desk.brokers().is_any() {
+    if !desk.knows_uses_of(grant) {
         for why in desk.brokers().failures() {
             eprintln!("causeway: {why}");
         }
         bail!(
-            "no broker could be asked which nodes joined with token {0}, and the entry that closes it must list those that stay. Repeat when a broker can be reached, or cut them all off with: causeway token revoke {0} --with-nodes",
+            "no broker could be asked that counts the uses of token {0}, and the entry that closes it must list the nodes that stay. Repeat when one can be reached, or cut them all off with: causeway token revoke {0} --with-nodes",
             grant.short()
         );
     }

@@ -125,8 +125,8 @@ fn known_ledger(arguments: &Arguments, directory: &Path) -> anyhow::Result<Ledge
     };
     let mut ledger = ledger_file::read(&path)?;
     // A broker on this machine may know more, and asks nobody who comes by its socket.
-    let socket = arguments.signing.directories.broker_socket();
-    let mut brokers = Brokers::reach(&socket, Vec::new(), ledger.mesh(), Caller::Local)?;
+    let directories = &arguments.signing.directories;
+    let mut brokers = Brokers::reach(directories, Vec::new(), ledger.mesh(), Caller::Local)?;
     for entry in brokers.fetch(&ledger) {
         if let Err(why) = ledger.insert(entry.clone()) {
             eprintln!(

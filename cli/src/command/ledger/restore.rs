@@ -51,7 +51,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         (None, None) => bail!(Usage("give --file or --mesh-id".to_owned())),
     };
     let mut brokers = Brokers::reach(
-        &arguments.signing.directories.broker_socket(),
+        &arguments.signing.directories,
         places(&arguments.broker)?,
         ledger.mesh(),
         Caller::Authority(&key),
