@@ -1,4 +1,5 @@
-//! The optional TOML file: its keys are the names of flags. A flag goes before its environment
+//! The optional TOML file: its keys are the names of flags, for all commands or in the table of
+//! one (`[broker.run]`). A flag goes before its environment
 //! variable, the variable before the file, the file before what is built in.
 
 use std::collections::BTreeSet;
@@ -19,15 +20,7 @@ pub(crate) fn apply(command: Command, arguments: &[OsString]) -> Result<Command,
     let text = fs::read_to_string(&path)
         .map_err(|error| format!("cannot read the configuration {}: {error}", path.display()))?;
     let values = parse(&text).map_err(|why| format!("{}: {why}", path.display()))?;
-    let known = flags(&command);
-    for (key, _) in &values {
-        if !known.contains(key) {
-            return Err(format!(
-                "{}: there is no flag --{key}, so there is no key {key}; the keys are the names of flags",
-                path.display()
-            ));
-        }
-    }
+    check(&command, &values).map_err(|why| format!("{}: {why}", path.display()))?;
     Ok(with_defaults(command, &values))
 }
 
@@ -54,30 +47,43 @@ fn path(arguments: &[OsString]) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// Keys and their values as the texts a flag would get.
-fn parse(text: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+/// What stands in the file, as the texts that flags would get.
+#[derive(Debug, Default)]
+struct Section {
+    flags: Vec<(String, Vec<String>)>,
+    /// Tables, named for the commands they are for.
+    commands: Vec<(String, Section)>,
+}
+
+fn parse(text: &str) -> Result<Section, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         // The whole error shows the line, which is what one wants to see.
         error.to_string().trim_end().to_owned()
     })?;
-    table
-        .into_iter()
-        .map(|(key, value)| {
-            let values = match value {
-                toml::Value::Array(values) => values
-                    .into_iter()
-                    .map(|value| one(&key, value))
-                    .collect::<Result<_, _>>()?,
-                toml::Value::String(_)
-                | toml::Value::Integer(_)
-                | toml::Value::Float(_)
-                | toml::Value::Boolean(_)
-                | toml::Value::Datetime(_)
-                | toml::Value::Table(_) => vec![one(&key, value)?],
-            };
-            Ok((key, values))
-        })
-        .collect()
+    section(table)
+}
+
+fn section(table: toml::Table) -> Result<Section, String> {
+    let mut section_of = Section::default();
+    for (key, value) in table {
+        let values = match value {
+            toml::Value::Table(table) => {
+                section_of.commands.push((key, section(table)?));
+                continue;
+            }
+            toml::Value::Array(values) => values
+                .into_iter()
+                .map(|value| one(&key, value))
+                .collect::<Result<_, _>>()?,
+            toml::Value::String(_)
+            | toml::Value::Integer(_)
+            | toml::Value::Float(_)
+            | toml::Value::Boolean(_)
+            | toml::Value::Datetime(_) => vec![one(&key, value)?],
+        };
+        section_of.flags.push((key, values));
+    }
+    Ok(section_of)
 }
 
 fn one(key: &str, value: toml::Value) -> Result<String, String> {
@@ -94,7 +100,27 @@ fn one(key: &str, value: toml::Value) -> Result<String, String> {
     }
 }
 
-/// The names of all flags of all commands.
+/// A key that no flag has is a mistake that would otherwise go unnoticed.
+fn check(command: &Command, section: &Section) -> Result<(), String> {
+    let known = flags(command);
+    let name = command.get_name();
+    for (key, _) in &section.flags {
+        if !known.contains(key) {
+            return Err(format!(
+                "{name} has no flag --{key}, so there is no key {key}; the keys are the names of flags"
+            ));
+        }
+    }
+    for (key, below) in &section.commands {
+        let found = command.find_subcommand(key).ok_or_else(|| {
+            format!("{name} has no command {key}, so there is no table {key}; tables have the names of commands")
+        })?;
+        check(found, below)?;
+    }
+    Ok(())
+}
+
+/// The names of all flags of this command and those below it.
 fn flags(command: &Command) -> BTreeSet<String> {
     let own = command.get_arguments().filter(|flag| !flag.is_hide_set());
     let mut names: BTreeSet<String> = own
@@ -106,7 +132,16 @@ fn flags(command: &Command) -> BTreeSet<String> {
     names
 }
 
-fn with_defaults(command: Command, values: &[(String, Vec<String>)]) -> Command {
+/// Keys count for all commands below; the table of a command goes before what stands above it.
+fn with_defaults(command: Command, section: &Section) -> Command {
+    let mut command = with_flags(command, &section.flags);
+    for (name, below) in &section.commands {
+        command = command.mut_subcommand(name, |found| with_defaults(found, below));
+    }
+    command
+}
+
+fn with_flags(command: Command, values: &[(String, Vec<String>)]) -> Command {
     let command = command.mut_args(|flag| {
         let found = values
             .iter()
@@ -123,7 +158,7 @@ fn with_defaults(command: Command, values: &[(String, Vec<String>)]) -> Command 
         .map(|below| below.get_name().to_owned())
         .collect();
     names.iter().fold(command, |command, name| {
-        command.mut_subcommand(name, |below| with_defaults(below, values))
+        command.mut_subcommand(name, |below| with_flags(below, values))
     })
 }
 
@@ -169,9 +204,32 @@ mod tests {
     }
 
     #[test]
+    fn the_table_of_a_command_goes_before_what_stands_above_it() {
+        let values = parse("site = \"berlin\"\nuses = 3\n[go]\nsite = \"paris\"").unwrap();
+        check(&command(), &values).unwrap();
+        let found = with_defaults(command(), &values)
+            .try_get_matches_from(["t", "go"])
+            .unwrap();
+        let (_, found) = found.subcommand().unwrap();
+        assert_eq!(found.get_one::<String>("site").unwrap(), "paris");
+        assert_eq!(found.get_one::<String>("uses").unwrap(), "3");
+    }
+
+    #[test]
     fn what_is_no_value_of_a_flag_is_named() {
         assert!(parse("site = 1.5").unwrap_err().contains("site"));
-        assert!(parse("site = {a = 1}").unwrap_err().contains("site"));
+        let table = parse("site = {a = 1}").unwrap();
+        assert!(
+            check(&command(), &table)
+                .unwrap_err()
+                .contains("no command site")
+        );
+        let table = parse("[go]\ntown = 1").unwrap();
+        assert!(
+            check(&command(), &table)
+                .unwrap_err()
+                .contains("go has no flag --town")
+        );
         assert!(parse("site = ").is_err());
         assert!(flags(&command()).contains("cidr"));
     }
