@@ -1,7 +1,9 @@
 //! The bodies of the fuzz targets, which a plain test replays over the committed corpus.
 
 mod config;
+mod trust;
 mod udp;
+mod wire;
 
 use std::io::IoSlice;
 
@@ -11,7 +13,9 @@ use gateway::packet::split::{SPARE, Segments, padded_length};
 use gateway::packet::vnet::VnetHeader;
 
 pub use config::config_socket;
+pub use trust::{entry, ledger, ledger_text, member, record, token};
 pub use udp::udp_input;
+pub use wire::{answer, call, frame_reader, hello, reflector};
 
 const MTU: usize = 1420;
 

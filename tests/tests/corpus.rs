@@ -36,3 +36,58 @@ fn what_arrives_on_the_port_opens_to_what_was_sealed_once_or_not_at_all() {
 fn what_is_said_to_the_configuration_socket_makes_a_whole_state_or_none() {
     replay("config_socket", tests::fuzz::config_socket);
 }
+
+#[test]
+fn an_answer_that_is_read_is_written_so_that_it_reads_the_same() {
+    replay("answer", tests::fuzz::answer);
+}
+
+#[test]
+fn a_call_that_is_read_is_written_so_that_it_reads_the_same() {
+    replay("call", tests::fuzz::call);
+}
+
+#[test]
+fn a_ledger_entry_has_one_form() {
+    replay("entry", tests::fuzz::entry);
+}
+
+#[test]
+fn frames_do_not_depend_on_the_pieces_they_arrive_in() {
+    replay("frame_reader", tests::fuzz::frame_reader);
+}
+
+#[test]
+fn a_hello_is_what_its_bytes_begin_with() {
+    replay("hello", tests::fuzz::hello);
+}
+
+#[test]
+fn ledgers_with_the_same_entries_agree_in_whatever_order_they_came() {
+    replay("ledger", tests::fuzz::ledger);
+}
+
+#[test]
+fn a_ledger_file_that_is_read_is_written_so_that_it_reads_the_same() {
+    replay("ledger_text", tests::fuzz::ledger_text);
+}
+
+#[test]
+fn a_mesh_takes_no_member_but_the_true_one() {
+    replay("member", tests::fuzz::member);
+}
+
+#[test]
+fn a_record_has_one_form() {
+    replay("record", tests::fuzz::record);
+}
+
+#[test]
+fn no_datagram_of_the_reflector_is_made_without_its_key() {
+    replay("reflector", tests::fuzz::reflector);
+}
+
+#[test]
+fn a_token_that_is_read_is_the_line_that_was_pasted() {
+    replay("token", tests::fuzz::token);
+}
