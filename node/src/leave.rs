@@ -64,6 +64,7 @@ pub async fn leave(state_dir: &Path) -> Result<Left, LeaveError> {
                 };
                 drop(running);
                 state.remove_node()?;
+                state.clear_joining();
                 return Ok(left);
             }
             Err(failure) => tried.push(failure),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use node::join::{JoinError, Joined, Options, Step, join};
 use node::state::{StateDir, StateError};
@@ -249,6 +249,140 @@ async fn a_winner_that_never_heard_the_answer_retries_with_the_same_identity() {
     let joined = run(&scratch.state(), Some(&token)).await.0.unwrap();
     let enrolled = broker.seen(|seen| seen.enrolled.clone());
     assert_eq!(enrolled, [joined.identity; 3]);
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .args([from, to])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// The directory as a crash could leave it: before each step that was told, and in the middle of
+/// what happens between two of them.
+fn crashes(before_rename: &Path, scratch: &Path) -> Vec<PathBuf> {
+    let grant = fs::read_dir(before_rename.join("node.joining"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .file_name();
+    let mut made = Vec::new();
+    let mut crash = |name: &str, change: &dyn Fn(&Path)| {
+        let path = scratch.join(name);
+        copy(before_rename, &path);
+        change(&path.join("node.joining").join(&grant));
+        made.push(path);
+    };
+    crash("half-written-membership", &|grant| {
+        fs::write(grant.join("keys/membership.new"), b"{").unwrap();
+    });
+    crash("half-written-cache", &|grant| {
+        fs::write(grant.join("keys/membership.json"), b"{}").unwrap();
+        fs::write(grant.join("keys/cache.new"), b"0").unwrap();
+    });
+    made
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_after_the_use_is_taken_goes_on_as_the_same_node() {
+    let scratch = Scratch::new();
+    let mut world = World::new();
+    let granted = world.grant("berlin", "10.1.0.0/16", Uses::AtMost(1));
+    let broker = Double::start(&world.broker, Script::honest(&world.ledger)).await;
+    let token = world.token(&granted, &[(&broker.at(), broker.key)]);
+    let (state, crashed) = (scratch.state(), scratch.path().join("crashed"));
+    fs::create_dir(&crashed).unwrap();
+    let options = Options {
+        token: Some(token.clone()),
+        state_dir: state.clone(),
+        node: None,
+        region: String::new(),
+        zone: String::new(),
+        via: None,
+    };
+    let mut copies: Vec<PathBuf> = Vec::new();
+    let mut keep = |step: Step| {
+        if matches!(step, Step::Reached { .. }) {
+            return;
+        }
+        let path = crashed.join(copies.len().to_string());
+        copy(&state, &path);
+        copies.push(path);
+    };
+    let joined = join(options, &mut keep).await.unwrap();
+    assert_eq!(copies.len(), 4);
+    copies.extend(crashes(&copies[1], &crashed));
+    for copy in copies {
+        let again = run(&copy, Some(&token)).await.0.unwrap();
+        assert_eq!(again.identity, joined.identity, "{}", copy.display());
+        assert!(!copy.join("node.joining").exists(), "{}", copy.display());
+        assert!(run(&copy, None).await.0.unwrap().already);
+    }
+    assert_eq!(broker.seen(|seen| seen.uses.len()), 1);
+}
+
+#[tokio::test]
+async fn keys_that_were_half_made_when_it_crashed_were_never_shown_and_are_made_anew() {
+    let scratch = Scratch::new();
+    let mut world = World::new();
+    let granted = world.grant("berlin", "10.1.0.0/16", Uses::AtMost(1));
+    let broker = Double::start(&world.broker, Script::honest(&world.ledger)).await;
+    let token = world.token(&granted, &[(&broker.at(), broker.key)]);
+    let half = scratch
+        .path()
+        .join("state/node.joining")
+        .join(granted.entry.hash().short());
+    fs::create_dir_all(half.join("new")).unwrap();
+    fs::write(half.join("new/identity.key"), b"").unwrap();
+    for path in [
+        scratch.state(),
+        scratch.path().join("state/node.joining"),
+        half,
+    ] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    run(&scratch.state(), Some(&token)).await.0.unwrap();
+}
+
+#[tokio::test]
+async fn an_earlier_join_with_another_token_is_neither_used_nor_lost_by_a_failing_one() {
+    let scratch = Scratch::new();
+    let mut world = World::new();
+    let first = world.grant("berlin", "10.1.0.0/16", Uses::AtMost(1));
+    let second = world.grant("oslo", "10.2.0.0/16", Uses::AtMost(1));
+    let broker = Double::start(&world.broker, Script::honest(&world.ledger)).await;
+    let tokens =
+        [first, second].map(|granted| world.token(&granted, &[(&broker.at(), broker.key)]));
+    broker.script(|script| script.close_after_enrol = true);
+    run(&scratch.state(), Some(&tokens[0])).await.0.unwrap_err();
+    let before = listing(&scratch.state());
+    broker.script(|script| script.refuse_enrol = Some(Refusal::TokenClosed));
+    run(&scratch.state(), Some(&tokens[1])).await.0.unwrap_err();
+    assert_eq!(listing(&scratch.state()), before);
+    broker.script(|script| {
+        script.refuse_enrol = None;
+        script.close_after_enrol = false;
+    });
+    run(&scratch.state(), Some(&tokens[0])).await.0.unwrap();
+    assert_eq!(broker.seen(|seen| seen.uses.len()), 1);
+}
+
+#[tokio::test]
+async fn a_directory_of_another_user_is_refused_with_the_line_that_mends_it() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: giving a directory to another user needs root");
+        return;
+    }
+    let scratch = Scratch::new();
+    let other = Some(nix::unistd::Uid::from_raw(1));
+    nix::unistd::chown(scratch.path(), other, None).unwrap();
+    let error = run(scratch.path(), None).await.0.unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("chown 0 {}", scratch.path().display())),
+        "{error}"
+    );
 }
 
 #[tokio::test]
