@@ -280,11 +280,31 @@ async fn our_record_is_kept_before_it_is_sent_and_sent_again_with_the_same_numbe
             .iter()
             .all(|sequence| *sequence == 1)
     );
-    let mut moved = ours(&handle);
-    moved.candidates = vec!["192.0.2.2:51820".parse().unwrap()];
-    handle.publish(moved).await;
+    for (last, port) in [(2, 1), (3, 2)] {
+        let mut moved = ours(&handle);
+        moved.candidates[0].set_port(port);
+        handle.publish(moved).await;
+        until_seen(&home.broker, |seen| {
+            seen.published
+                .last()
+                .is_some_and(|(number, _)| *number == last)
+        })
+        .await;
+    }
+    // Whoever has seen it can rely on its being on the disk here.
+    let (_, sent) = home
+        .broker
+        .seen(|seen| seen.published.last().cloned())
+        .unwrap();
+    let cache = std::fs::read_to_string(home.state().join("node/cache.journal")).unwrap();
+    assert!(cache.contains(&data_encoding::BASE64URL_NOPAD.encode(&sent)));
+    handle.stop().await;
+    let handle = home.follow();
+    handle.publish(ours(&handle)).await;
     until_seen(&home.broker, |seen| {
-        seen.published.last().is_some_and(|(last, _)| *last == 2)
+        seen.published
+            .last()
+            .is_some_and(|(number, _)| *number == 4)
     })
     .await;
     handle.stop().await;

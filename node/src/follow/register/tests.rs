@@ -155,30 +155,34 @@ fn a_snapshot_in_pieces_counts_once_it_is_whole() {
     let stage = Stage::new();
     let mut register = stage.settled();
     let second = stage.world.other(&stage.granted, 1, "second");
+    let at = |revision| Position {
+        revision,
+        ..stage.snapshot(Vec::new()).position
+    };
     let first_piece = Push {
         caught_up: false,
+        position: at(2),
         ..stage.snapshot(vec![second.member(1)])
     };
     register.handle_push(&first_piece, 0);
-    let resume = register.position();
     register.handle_reachable(8 * DAY);
+    register.handle_durable();
+    assert_eq!(shown(&register).len(), 2, "the rest may be listed yet");
+    assert_eq!(
+        register.position(),
+        Some(at(1)),
+        "to resume at 2 would miss the rest"
+    );
     let last_piece = Push {
         reset: false,
-        position: Position {
-            revision: 3,
-            ..stage.snapshot(Vec::new()).position
-        },
+        position: at(3),
         ..stage.snapshot(vec![stage.paris.member(5)])
     };
-    assert_eq!(resume.map(|position| position.revision), Some(1));
     register.handle_push(&last_piece, 0);
     register.handle_reachable(8 * DAY);
     register.handle_durable();
     assert_eq!(shown(&register).len(), 2);
-    assert_eq!(
-        register.position().map(|position| position.revision),
-        Some(3)
-    );
+    assert_eq!(register.position(), Some(at(3)));
 }
 
 #[test]
