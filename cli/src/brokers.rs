@@ -2,17 +2,24 @@
 //! One that cannot be reached is a word to the operator, never an error by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::Context;
-use node::session::{Failure, Session};
+use node::session::{Failure, Session, Why};
 use proto::entry::{SignedEntry, StoreId};
 use proto::key::{Hash, MeshId, PublicKey, SigningKey};
 use proto::ledger::{Charter, Ledger};
 use proto::message::{GrantUse, NodeStatus, Refusal};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::command::Directories;
+use crate::print;
+
+/// Waiting this long needs no word.
+const QUIET: Duration = Duration::from_secs(1);
 
 pub(crate) struct Brokers {
     runtime: Runtime,
@@ -77,7 +84,8 @@ impl Brokers {
         let mut brokers = Brokers::none()?;
         let mut found = Found::default();
         let mut local = None;
-        brokers.runtime.block_on(async {
+        let asked = list(&places);
+        brokers.runtime.block_on(patiently(&asked, async {
             if socket.exists() {
                 match Session::connect_local(&socket, mesh).await {
                     Ok((session, _)) => {
@@ -92,7 +100,7 @@ impl Brokers {
             if !matches!(caller, Caller::Local) {
                 found.connect(places, mesh, caller).await;
             }
-        });
+        }));
         brokers.reached = found.reached;
         brokers.keys = found.keys;
         brokers.keys.extend(local);
@@ -216,6 +224,44 @@ impl Found {
         failed.retain(|pin, _| !self.keys.contains(pin));
         self.failures.extend(failed.into_values().flatten());
     }
+}
+
+/// Says what one is waiting for once it takes longer than a breath.
+async fn patiently(asked: &str, work: impl Future<Output = ()>) {
+    let mut work = pin!(work);
+    if timeout(QUIET, &mut work).await.is_err() {
+        eprintln!("causeway: waiting for brokers to answer ({asked}); --offline does without");
+        work.await;
+    }
+}
+
+fn list(places: &[Place]) -> String {
+    let addresses: Vec<&String> = places.iter().map(|place| &place.address).collect();
+    print::list(&addresses)
+}
+
+/// The mesh of the broker whose socket this user may open: it is told by the kernel that it is
+/// the right one, and everything it says is judged by the mesh.
+pub(crate) fn mesh_of_local(directories: &Directories) -> Option<MeshId> {
+    let socket = directories.broker_socket();
+    if !socket.exists() {
+        return None;
+    }
+    let unknown = Hash([0; 32]);
+    let asked = runtime()
+        .ok()?
+        .block_on(Session::connect_local(&socket, unknown));
+    match asked {
+        Ok((_, welcome)) => Some(welcome.mesh),
+        Err(failure) => {
+            if let Why::OtherMesh(mesh) = failure.why {
+                Some(mesh)
+            } else {
+                None
+            }
+        }
+    }
+    .filter(|mesh| *mesh != unknown)
 }
 
 /// Where the ledger says that brokers are.

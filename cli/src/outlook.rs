@@ -51,9 +51,16 @@ fn mesh_of(ledger: &Ledger) -> Mesh {
 
 /// What this machine has, from the most to the least.
 enum Source {
-    Authority { key: SigningKey, ledger: Ledger },
+    Authority {
+        key: SigningKey,
+        ledger: Ledger,
+    },
     Node(LocalNode),
-    Broker { ledger: Ledger },
+    Broker {
+        ledger: Ledger,
+    },
+    /// Nothing but a broker's socket.
+    Socket(MeshId),
 }
 
 impl Outlook {
@@ -64,6 +71,7 @@ impl Outlook {
                 (ledger.clone(), brokers::places(ledger), ledger.mesh())
             }
             Source::Node(node) => view_of(node),
+            Source::Socket(mesh) => (Ledger::new(*mesh), Vec::new(), *mesh),
         };
         let caller = match &source {
             Source::Authority { key, .. } => Caller::Authority(key),
@@ -71,7 +79,7 @@ impl Outlook {
                 identity: &node.identity,
                 enrolment: node.membership.enrolment(),
             },
-            Source::Broker { .. } => Caller::Local,
+            Source::Broker { .. } | Source::Socket(_) => Caller::Local,
         };
         let mut brokers = if arguments.offline {
             Brokers::none()?
@@ -162,10 +170,16 @@ fn source(arguments: &Signing) -> anyhow::Result<Source> {
             ledger: ledger_file::read(&ledger)?,
         });
     }
+    if !arguments.offline
+        && let Some(mesh) = brokers::mesh_of_local(&arguments.directories)
+    {
+        return Ok(Source::Socket(mesh));
+    }
     bail!(
-        "{} is neither part of a mesh nor a broker's, and there is no authority in {}; give the right --state-dir or --authority",
+        "{} is neither part of a mesh nor a broker's, there is no authority in {}, and no broker has its socket in {}; give the right --state-dir, --authority or --runtime-dir",
         state.display(),
-        authority.display()
+        authority.display(),
+        arguments.directories.runtime_dir.display()
     );
 }
 

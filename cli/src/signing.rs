@@ -145,13 +145,18 @@ impl Desk {
         for why in self.brokers.failures() {
             eprintln!("causeway: {why}");
         }
+        let untold = if self.is_offline {
+            "was told, as you asked"
+        } else {
+            "could be told"
+        };
         if matches!(kept, Ok(true)) {
             eprintln!(
-                "No broker could be told now. The one on this machine learns of it when it starts; others by `causeway ledger push`."
+                "No broker {untold}. The one on this machine learns of it when it starts; others by `causeway ledger push`."
             );
         } else {
             eprintln!(
-                "No broker could be told: it takes effect once one is. Run `causeway ledger push` when one can be reached, or carry {} to a broker's machine and run `causeway ledger push --file` there.",
+                "No broker {untold}: it takes effect once one is. Run `causeway ledger push` when one can be reached, or carry {} to a broker's machine and run `causeway ledger push --file` there.",
                 ledger.display()
             );
         }

@@ -420,3 +420,53 @@ fn the_recovery_key_makes_another_authority_and_the_old_key_signs_no_more() {
     machine.write("recovery", next);
     machine.ok("ledger recover --yes --recovery-file recovery");
 }
+
+#[test]
+fn a_full_disk_leaves_the_ledger_as_it_was() {
+    let machine = Machine::new();
+    let script = r#"mkdir disk && mount -t tmpfs -o size=256k none disk || exit 126
+        "$C" broker init --state-dir state --authority disk/a --address 127.0.0.1:1 > /dev/null || exit 3
+        dd if=/dev/zero of=disk/fill bs=4k 2> /dev/null
+        cp disk/a/ledger before
+        for prefix in $(seq 0 200); do p="$p,fd00:$prefix::/64"; done
+        "$C" token create --offline --authority disk/a --site berlin --cidr "${p#,}" && exit 4
+        cmp before disk/a/ledger || exit 5
+        rm disk/fill
+        "$C" token create --offline --authority disk/a --site berlin --cidr "${p#,}""#;
+    let done = Command::new("unshare")
+        .args(["--mount", "--map-root-user", "sh", "-c", script])
+        .current_dir(machine.path(""))
+        .env("C", PROGRAM)
+        .env("CAUSEWAY_STATE_DIR", "state")
+        .output();
+    let Some(done) = done.ok().filter(|done| done.status.code() != Some(126)) else {
+        assert!(std::env::var_os("CI").is_none(), "unshare is missing");
+        eprintln!("SKIPPED: unshare is missing");
+        return;
+    };
+    let words = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(0), "{words}");
+    assert!(
+        words.contains("disk/a/ledger") && words.contains("make room"),
+        "{words}"
+    );
+    assert_eq!(String::from_utf8_lossy(&done.stdout).lines().count(), 1);
+}
+
+#[test]
+fn commands_that_sign_at_once_take_turns() {
+    let machine = Machine::new();
+    machine.init();
+    let children: Vec<_> = (0..6)
+        .map(|site| {
+            let line = format!("token create --offline --site s{site} --cidr 10.{site}.0.0/16");
+            machine.command(&line).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        assert!(child.wait_with_output().unwrap().status.success());
+    }
+    let shown = machine.json("ledger show --offline");
+    assert_eq!(shown["forked"], false);
+    assert_eq!(shown["entries"].as_array().unwrap().len(), 8);
+}

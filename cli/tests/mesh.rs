@@ -193,6 +193,9 @@ fn lists_name_nodes_as_they_are() {
     assert_eq!(nodes[0]["role"], "gateway");
     assert_eq!(machine.json("site list")[0]["gateways"], 1);
     assert_eq!(machine.json("site list")[0]["agents"], 1);
+    // The same over nothing but the broker's socket.
+    let by_socket = machine.json("node list --state-dir nobody");
+    assert_eq!(by_socket, nodes);
     // The same by a node's own right, without the authority and the broker's socket.
     let by_node = machine.json("node list --state-dir a --runtime-dir elsewhere");
     assert_eq!(by_node[1]["identity"], nodes[1]["identity"]);
@@ -253,7 +256,7 @@ fn a_role_that_the_token_does_not_give_is_refused() {
 fn a_further_broker_is_added_and_sends_joiners_to_the_store_that_counts() {
     let machine = Machine::new();
     let first = machine.init();
-    let _one = machine.start_broker(&first);
+    let one = machine.start_broker(&first);
     let mesh = machine.json("ledger show");
     let authority = mesh["authority"].as_str().unwrap();
     let further = Machine::new();
@@ -282,7 +285,20 @@ fn a_further_broker_is_added_and_sends_joiners_to_the_store_that_counts() {
     let done = machine.run_with_input(line, &token);
     assert_eq!(done.code, Some(0), "{done:?}");
     assert!(done.err.contains(&first), "{}", done.err);
-    drop(two);
+    // The other store's broker cannot say who joined with it, so it closes nothing.
+    let id = machine.json("token list")[0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    drop(one);
+    machine
+        .run(&format!("token revoke {id}"))
+        .failed(1, &["counts the uses", "--with-nodes"]);
+    assert!(machine.json("token list")[0]["taken"].is_null());
+    let one = machine.start_broker(&first);
+    let closed = machine.json(&format!("token revoke {id}"));
+    assert_eq!(closed["stay"].as_array().unwrap().len(), 1);
+    drop((one, two));
     let done = machine.run(&format!("broker remove {second}"));
     assert_eq!(done.code, Some(0), "{done:?}");
     assert_eq!(machine.json("broker list").as_array().unwrap().len(), 1);

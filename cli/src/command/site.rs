@@ -19,7 +19,7 @@ use crate::time;
 pub(crate) enum Command {
     /// Show all sites.
     List(List),
-    /// Show one site with its prefixes, tokens and nodes.
+    /// Show one site and its prefixes.
     Show(Show),
     /// Give a site more prefixes.
     AddPrefix(AddPrefix),
