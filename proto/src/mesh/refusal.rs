@@ -72,7 +72,8 @@ pub enum MemberRefusal {
     /// Held: it comes in by itself once the ledger has refused the other.
     #[error("its use of the grant is also held by {0}: a broker has counted one use twice")]
     TwoForOneUse(PublicKey),
-    #[error("site {site} has {most} nodes, as many as are taken here")]
+    /// Not held: of the site, or for one use of one of its grants.
+    #[error("of site {site} as many are held as are taken here: {most}")]
     Quota { site: Name, most: usize },
 }
 

@@ -1,7 +1,7 @@
 //! Every member whose chain was verified, whether it is in good standing now or not, and what is
 //! remembered of those whose records were dropped.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crate::enrolment::Enrolment;
 use crate::key::{Domain, Hash, PublicKey};
@@ -72,6 +72,8 @@ pub(super) struct Register {
     per_site: HashMap<Name, usize>,
     marks: HashMap<PublicKey, Mark>,
     uses: BTreeMap<(Hash, u32), Vec<Contender>>,
+    /// Uses with someone who is not established.
+    unsettled: BTreeSet<(Hash, u32)>,
     forgotten: VecDeque<(PublicKey, (Hash, u32))>,
 }
 
@@ -221,24 +223,41 @@ impl Register {
         charter: &Charter,
     ) -> Result<(), MemberRefusal> {
         let identity = verified.enrolment.proof.identity;
+        let site = &verified.record.record().site;
         let of = use_of(&verified.enrolment);
-        let contenders = self.uses.get(&of).map_or(&[][..], Vec::as_slice);
-        if contenders.len() >= MAX_CONTENDERS
-            && !contenders.iter().any(|known| known.identity == identity)
-        {
-            let held = &self.held;
-            if let Some(contenders) = self.uses.get_mut(&of) {
-                contenders.retain(|known| {
-                    held.contains_key(&known.identity) && known.counts(&of, charter)
-                });
-                if let (Some(first), true) =
-                    (contenders.first(), contenders.len() >= MAX_CONTENDERS)
-                {
-                    return Err(MemberRefusal::TwoForOneUse(first.identity));
-                }
-            }
+        if !self.has_room_in_use(&of, &identity, charter) {
+            return Err(MemberRefusal::Quota {
+                site: site.clone(),
+                most: MAX_CONTENDERS,
+            });
         }
-        self.make_room_in_site(&verified.record.record().site, &identity)
+        self.make_room_in_site(site, &identity)
+    }
+
+    /// Lets go, if there are too many, of whom the ledger has refused for good.
+    fn has_room_in_use(
+        &mut self,
+        of: &(Hash, u32),
+        identity: &PublicKey,
+        charter: &Charter,
+    ) -> bool {
+        let Some(contenders) = self.uses.get_mut(of) else {
+            return true;
+        };
+        let known = contenders.iter().any(|known| known.identity == *identity);
+        if known || contenders.len() < MAX_CONTENDERS {
+            return true;
+        }
+        let held = &self.held;
+        contenders.retain(|known| {
+            let place = held.get(&known.identity).map(|held| held.place);
+            let may_return = matches!(
+                place,
+                Some(Place::Uncounted(_) | Place::Out(Standing::Quarantined))
+            );
+            may_return || known.counts(of, charter)
+        });
+        contenders.len() < MAX_CONTENDERS
     }
 
     fn make_room_in_site(
@@ -304,6 +323,7 @@ impl Register {
             contenders.retain(|known| known.identity != *identity);
             if contenders.is_empty() {
                 self.uses.remove(of);
+                self.unsettled.remove(of);
             }
         }
     }
@@ -317,6 +337,7 @@ impl Register {
                 broker: enrolment.broker,
                 established: false,
             });
+            self.unsettled.insert(use_of(enrolment));
         }
     }
 
@@ -352,20 +373,19 @@ impl Register {
         self.leave(&of, &identity);
     }
 
-    /// Whoever holds its use alone by now is there before whoever comes later.
+    /// Whoever holds its use alone by now is there before whoever comes later. Looks only at uses
+    /// with someone new.
     pub(super) fn establish(&mut self, charter: &Charter) {
-        let new: Vec<(Hash, u32)> = self
-            .uses
-            .iter()
-            .filter(|(_, all)| all.iter().any(|contender| !contender.established))
-            .map(|(of, _)| *of)
-            .collect();
-        for of in new {
-            let Some(holder) = self.holder(&of, charter) else {
-                continue;
-            };
-            for contender in self.uses.get_mut(&of).into_iter().flatten() {
-                contender.established |= contender.identity == holder;
+        for of in std::mem::take(&mut self.unsettled) {
+            let holder = self.holder(&of, charter);
+            let contenders = self.uses.get_mut(&of).into_iter().flatten();
+            let mut left = false;
+            for contender in contenders {
+                contender.established |= Some(contender.identity) == holder;
+                left |= !contender.established;
+            }
+            if left {
+                self.unsettled.insert(of);
             }
         }
     }

@@ -281,7 +281,9 @@ fn many_identities_for_one_use_fill_no_memory_and_the_one_that_is_settled_on_com
     let grant = scene.grant("paris", Uses::AtMost(1));
     let mut mesh = scene.receiver();
     for number in 0..20 {
-        let _ = mesh.handle_member(&scene.member(&grant, 0, &node(number)));
+        let refused = mesh.handle_member(&scene.member(&grant, 0, &node(number)));
+        let too_many = matches!(refused, Err(MemberRefusal::Quota { .. }));
+        assert_eq!(too_many, number >= 4, "{number}: {refused:?}");
     }
     assert!(mesh.register.iter().count() <= 4);
     scene.close(&grant, &[key_of(17)]);
