@@ -95,6 +95,14 @@ impl Door {
         }
     }
 
+    /// The broker stops: those who are not known yet have nothing to finish.
+    pub(crate) fn close(&self) {
+        let tasks = std::mem::take(&mut lock(&self.waiting).tasks);
+        for task in tasks.into_values() {
+            task.abort();
+        }
+    }
+
     /// A command of this host's root or of our own user.
     pub(crate) fn handle_local(self: &Arc<Door>, stream: UnixStream) {
         let us = nix::unistd::geteuid().as_raw();

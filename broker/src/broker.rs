@@ -236,9 +236,13 @@ impl Broker {
 
     /// Tells the store who was heard; what it does not take is told again.
     pub(crate) async fn flush_heard(&self) {
-        let told = std::mem::take(&mut *lock(&self.unheard));
-        if told.is_empty() && !self.is_store_down() {
-            return;
+        let mut told = std::mem::take(&mut *lock(&self.unheard));
+        if told.is_empty() {
+            if !self.is_store_down() {
+                return;
+            }
+            // Something to write, to find out whether it can be written now.
+            told.extend(self.register().any_heard());
         }
         let all: Vec<(PublicKey, Heard)> = told.iter().map(|(key, heard)| (*key, *heard)).collect();
         if self.ask(self.store.heard(all)).await.is_err() {

@@ -11,6 +11,7 @@ use proto::record::{Member, Record};
 use tracing::{debug, info};
 
 use crate::broker::Broker;
+use crate::session::reason_of;
 use crate::store::{Publication, Published};
 
 /// Others may take or lose the name meanwhile; not for ever.
@@ -23,7 +24,12 @@ pub(crate) async fn publish(
     bytes: Vec<u8>,
 ) -> Result<u64, Refusal> {
     let verified = check(broker, caller, &bytes).inspect_err(|refusal| {
-        info!(target: "audit", "audit: a record of node key {caller} is refused: {refusal:?}");
+        let why = if let Refusal::BadRecord { why } = refusal {
+            why.as_str()
+        } else {
+            reason_of(refusal)
+        };
+        info!(target: "audit", "audit: a record of node key {caller} is refused: {why}");
     })?;
     let record = verified.record.record();
     check_quota(broker, record)?;

@@ -332,6 +332,11 @@ impl Register {
         self.heard.get(identity).copied()
     }
 
+    pub(crate) fn any_heard(&self) -> Option<(PublicKey, Heard)> {
+        let (identity, heard) = self.heard.iter().next()?;
+        Some((*identity, *heard))
+    }
+
     pub(crate) fn has_used(&self, grant: &Hash, identity: &PublicKey) -> bool {
         self.used_by.contains(&(*grant, *identity))
     }
@@ -394,5 +399,148 @@ impl Register {
             .filter(|identity| is_silent(identity))
             .copied()
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::key::SigningKey;
+
+    use super::*;
+
+    const WEEK: u64 = 7 * 24 * 3600;
+
+    fn key(seed: u8) -> PublicKey {
+        SigningKey::from_seed(&[seed; 32]).public()
+    }
+
+    fn listed() -> Listed {
+        Listed {
+            bytes: Arc::from([0; 100].as_slice()),
+            site: "berlin".parse().unwrap(),
+            node: "gate".parse().unwrap(),
+            role: Role::Gateway,
+            withdrawn: false,
+            was_gateway: true,
+        }
+    }
+
+    fn with(count: u8) -> Register {
+        let mut register = Register::new(None);
+        for seed in 1..=count {
+            register.place(u64::from(seed), key(seed), Some(listed()));
+        }
+        register.handle_revision(u64::from(count));
+        register
+    }
+
+    fn scope() -> Scope {
+        Scope {
+            identity: key(99),
+            site: "paris".parse().unwrap(),
+            reach: batch::Reach::Gateway,
+        }
+    }
+
+    #[test]
+    fn only_who_is_nowhere_connected_and_long_unheard_is_dropped() {
+        let mut register = with(4);
+        let heard = |at, connected| Heard { at, connected };
+        register.heard.insert(key(1), heard(0, false));
+        register.heard.insert(key(2), heard(0, true));
+        register.heard.insert(key(3), heard(0, false));
+        register.heard.insert(key(4), heard(50, false));
+        let is_here = |identity: &PublicKey| *identity == key(3);
+        assert_eq!(register.silent(WEEK + 10, 10, is_here), [key(1)]);
+        assert_eq!(register.silent(WEEK + 9, 10, is_here), []);
+        // The broker was not there to hear for longer than that.
+        assert_eq!(register.silent(100 * WEEK, 100 * WEEK, is_here), []);
+    }
+
+    #[test]
+    fn what_is_gone_is_told_to_who_had_it_and_left_out_of_a_snapshot() {
+        let mut register = with(3);
+        let mut cursor = register.start(None, &[]);
+        let all = register.batch(&mut cursor, &scope()).unwrap();
+        assert_eq!((all.members.len(), all.caught_up), (3, true));
+        assert_eq!(register.batch(&mut cursor, &scope()), None);
+        register.handle_forgotten(4, key(2));
+        register.handle_revision(4);
+        let change = register.batch(&mut cursor, &scope()).unwrap();
+        assert_eq!(change.forgotten, [*key(2).as_bytes()]);
+        assert_eq!(change.position.revision, 4);
+        let mut cursor = register.start(None, &[]);
+        let all = register.batch(&mut cursor, &scope()).unwrap();
+        assert_eq!((all.members.len(), all.forgotten.len()), (2, 0));
+    }
+
+    #[test]
+    fn who_was_away_while_too_much_went_is_sent_everything() {
+        let mut register = with(3);
+        let position = Position {
+            epoch: [0; 16],
+            revision: 3,
+        };
+        let mut resumed = register.start(Some(position), &[]);
+        assert!(!register.batch(&mut resumed, &scope()).unwrap().reset);
+        register.floor = 5;
+        register.handle_revision(6);
+        assert!(register.batch(&mut resumed, &scope()).unwrap().reset);
+        let mut again = register.start(Some(position), &[]);
+        assert!(register.batch(&mut again, &scope()).unwrap().reset);
+    }
+
+    #[test]
+    fn a_snapshot_larger_than_a_frame_comes_in_parts_and_counts_only_when_whole() {
+        let mut register = Register::new(None);
+        for seed in 1..=200 {
+            let large = Listed {
+                bytes: Arc::from([0; 4000].as_slice()),
+                ..listed()
+            };
+            // All of one revision, as one transaction writes them.
+            register.place(7, key(seed), Some(large));
+        }
+        register.handle_revision(7);
+        let mut cursor = register.start(None, &[]);
+        let mut parts = Vec::new();
+        while let Some(push) = register.batch(&mut cursor, &scope()) {
+            parts.push(push);
+        }
+        let members: usize = parts.iter().map(|push| push.members.len()).sum();
+        assert_eq!((members, parts.len()), (200, 4));
+        assert!(parts[0].reset && parts[1..].iter().all(|push| !push.reset));
+        let (last, others) = parts.split_last().unwrap();
+        assert!(last.caught_up && last.position.revision == 7);
+        assert!(
+            others
+                .iter()
+                .all(|push| !push.caught_up && push.position.revision == 0)
+        );
+        for push in &parts {
+            let answer = proto::message::Answer::Push(push.clone());
+            assert!(proto::codec::encode(&answer).is_ok());
+        }
+    }
+
+    #[test]
+    fn changes_cut_within_a_revision_resume_before_it() {
+        let mut register = with(3);
+        let mut cursor = register.start(None, &[]);
+        register.batch(&mut cursor, &scope()).unwrap();
+        for seed in 10..=90 {
+            let large = Listed {
+                bytes: Arc::from([0; 4000].as_slice()),
+                ..listed()
+            };
+            register.place(9, key(seed), Some(large));
+        }
+        register.handle_revision(9);
+        let part = register.batch(&mut cursor, &scope()).unwrap();
+        assert!(!part.caught_up && !part.reset);
+        assert_eq!(part.position.revision, 8);
+        let rest = register.batch(&mut cursor, &scope()).unwrap();
+        assert_eq!(part.members.len() + rest.members.len(), 81);
+        assert!(rest.caught_up);
     }
 }

@@ -9,9 +9,10 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use proto::message::Refusal;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -27,6 +28,7 @@ use crate::entries;
 use crate::fence;
 use crate::follow;
 use crate::http;
+use crate::pace::Bucket;
 use crate::reflector;
 use crate::register::{LoadError, Register};
 use crate::store::etcd::EtcdStore;
@@ -40,6 +42,8 @@ use sockets::Sockets;
 const SESSIONS_END: Duration = Duration::from_secs(5);
 const LAST_WRITE: Duration = Duration::from_secs(2);
 const STORE_AGAIN: Duration = Duration::from_secs(1);
+/// What goes on failing in the same way is said so often.
+const COMPLAINT: Duration = Duration::from_secs(30);
 /// After a failed accept, so that a shortage does not become a busy loop.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// Handshakes are all the work there is; more threads would only cost memory.
@@ -201,6 +205,7 @@ impl Prepared {
             door,
             sockets,
             ended,
+            complaints: Bucket::new(1, COMPLAINT),
         })
     }
 }
@@ -254,6 +259,8 @@ struct Started {
     sockets: Sockets,
     /// Ends when the last connection has.
     ended: mpsc::Receiver<()>,
+    /// How often a shortage is worth a line in the log.
+    complaints: Bucket,
 }
 
 /// Waits for etcd; a file is there or not.
@@ -263,10 +270,13 @@ async fn open_store(directory: &Directory, url: &StoreUrl) -> Result<Arc<dyn Sto
         StoreUrl::Redb => return Ok(Arc::new(RedbStore::open(&directory.store_path(), id)?)),
         StoreUrl::Etcd(location) => location,
     };
+    let mut complaints = Bucket::new(1, COMPLAINT);
     loop {
         match EtcdStore::connect(location.clone(), id).await {
             Err(StoreError::Down(why)) => {
-                warn!("{location} cannot be reached, trying again: {why}");
+                if complaints.take(Instant::now()).is_ok() {
+                    warn!("{location} cannot be reached, trying again: {why}");
+                }
                 sleep(STORE_AGAIN).await;
             }
             other => return Ok(Arc::new(other?)),
@@ -276,10 +286,13 @@ async fn open_store(directory: &Directory, url: &StoreUrl) -> Result<Arc<dyn Sto
 
 /// Waits for a store that is down.
 async fn load(store: &dyn Store) -> Result<Contents, Error> {
+    let mut complaints = Bucket::new(1, COMPLAINT);
     loop {
         match store.load().await {
             Err(StoreError::Down(why)) => {
-                warn!("the store cannot be read, trying again: {why}");
+                if complaints.take(Instant::now()).is_ok() {
+                    warn!("the store cannot be read, trying again: {why}");
+                }
                 sleep(STORE_AGAIN).await;
             }
             other => return Ok(other?),
@@ -290,15 +303,25 @@ async fn load(store: &dyn Store) -> Result<Contents, Error> {
 /// Takes in what commands on this host have left while the broker was not running.
 async fn import(broker: &Arc<Broker>) -> Result<(), Error> {
     let left = broker.directory().ledger()?;
-    match entries::take(broker, left).await {
-        Ok(()) => Ok(()),
+    let refused = match entries::take(broker, left).await {
+        Ok(()) => return Ok(()),
         // Served from what is there; the entries are taken in at the next start.
-        Err(proto::message::Refusal::StoreDown { .. }) => Ok(()),
-        Err(refusal) => Err(Error::Ledger(format!(
-            "the ledger in {} cannot be taken in: {refusal:?}",
-            broker.directory().path().display()
-        ))),
+        Err(Refusal::StoreDown { .. }) => return Ok(()),
+        Err(Refusal::BadLedger { why }) => why,
+        Err(other) => format!("{other:?}"),
+    };
+    let path = broker.directory().path().display().to_string();
+    let is_needed = broker.directory().about().mesh.is_some() && broker.register().mesh().is_none();
+    if is_needed {
+        return Err(Error::Ledger(format!(
+            "the ledger in {path} cannot be taken in, and the store has none: {refused}"
+        )));
     }
+    // Entries prove themselves: what the store has is good whatever lies in that file.
+    warn!(
+        "the ledger in {path} cannot be taken in: {refused}. Bring the entries from where the          authority is with `causeway ledger push`"
+    );
+    Ok(())
 }
 
 fn report(broker: &Broker, url: &StoreUrl, serving: &Serving) {
@@ -373,8 +396,10 @@ impl Started {
         }
     }
 
-    async fn handle_accept_error(&self, error: &io::Error) {
-        warn!("cannot take a connection: {error}");
+    async fn handle_accept_error(&mut self, error: &io::Error) {
+        if self.complaints.take(Instant::now()).is_ok() {
+            warn!("cannot take a connection: {error}");
+        }
         self.door.handle_shortage();
         sleep(ACCEPT_AGAIN).await;
     }
@@ -385,6 +410,7 @@ impl Started {
         let Sockets { tcp, local, .. } = self.sockets;
         drop(tcp);
         drop(local);
+        self.door.close();
         drop(self.door);
         drop(timeout(SESSIONS_END, self.ended.recv()).await);
         drop(timeout(LAST_WRITE, self.broker.flush_heard()).await);

@@ -340,7 +340,8 @@ impl Closed {
     }
 }
 
-fn reason_of(refusal: &Refusal) -> &'static str {
+/// A metric's label.
+pub(crate) fn reason_of(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::TokenExpired { .. } => "token_expired",
         Refusal::TokenNotYet { .. } => "token_not_yet",

@@ -241,7 +241,7 @@ impl Drop for Host {
     }
 }
 
-fn about(mesh: Option<MeshId>, authority: &Authority) -> About {
+pub(crate) fn about(mesh: Option<MeshId>, authority: &Authority) -> About {
     About {
         mesh,
         authority: authority.key.public(),

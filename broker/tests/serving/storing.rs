@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use broker::run::Error;
 use broker::store::redb::RedbStore;
@@ -11,6 +12,7 @@ use broker::store::{
 use proto::entry::SignedEntry;
 use proto::key::{Hash, PublicKey, SigningKey};
 use proto::message::{Refusal, Reply, Request};
+use tokio::net::TcpStream;
 
 use crate::cast::{Actor, Authority, Host, STORE, Terms, random};
 use crate::client::get;
@@ -131,12 +133,17 @@ async fn a_broker_that_stops_hangs_up_in_good_order_and_frees_everything() {
     client.publish(actor.member()).await.unwrap();
     client.watch(None, Vec::new()).await;
     let socket = host.serving.socket.clone();
+    // Who has not even begun to speak delays nothing.
+    let silent = TcpStream::connect(host.serving.listen).await.unwrap();
+    let begun = Instant::now();
     let mut host = tokio::task::spawn_blocking(move || {
         host.stop().unwrap();
         host
     })
     .await
     .unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(4));
+    drop(silent);
     client.wait_until_cut().await;
     assert!(!socket.exists());
 
