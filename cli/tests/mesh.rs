@@ -486,3 +486,58 @@ fn an_authority_of_which_only_the_key_is_left_gets_its_ledger_back() {
     assert_eq!(machine::read(&ledger), exported.as_bytes());
     machine.ok("token create --site paris --cidr 10.2.0.0/16");
 }
+
+#[test]
+fn a_recovered_authority_is_known_to_a_broker_elsewhere() {
+    let machine = Machine::new();
+    let address = machine::free_address();
+    let made = machine.json(&format!("broker init --address {address}"));
+    let _broker = machine.start_broker(&address);
+    machine.write("recovery", made["recovery_key"].as_str().unwrap());
+    fs::rename(machine.state().join("authority"), machine.path("vault")).unwrap();
+    let away = "--authority vault --state-dir nobody --runtime-dir nowhere";
+    let recover = format!("ledger recover --recovery-file recovery {away}");
+    machine.run(&recover).failed(2, &["--yes"]);
+    let recovered = machine.json(&format!("{recover} --yes"));
+    let done = machine.run(&format!("{CREATE} {away}"));
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(
+        done.err.contains(&format!("Told: {address}")),
+        "{}",
+        done.err
+    );
+    let shown = machine.json("ledger show");
+    assert_eq!(shown["authority"], recovered["authority_key"]);
+    join(&machine, "a", &done.out);
+}
+
+#[test]
+fn what_a_thief_of_the_authority_signed_is_void_after_a_recovery() {
+    let machine = Machine::new();
+    let address = machine::free_address();
+    let made = machine.json(&format!("broker init --address {address}"));
+    let _broker = machine.start_broker(&address);
+    machine.write("recovery", made["recovery_key"].as_str().unwrap());
+    let mine = machine.ok(CREATE);
+    let shown = machine.json("ledger show");
+    let entries = shown["entries"].as_array().unwrap();
+    let last = entries.last().unwrap()["id"].as_str().unwrap();
+    member::copy(&machine.state().join("authority"), &machine.path("thief"));
+    let theirs = machine.ok("token create --site evil --cidr 10.66.0.0/16 --authority thief");
+    let after = format!("ledger recover --yes --recovery-file recovery --after {last}");
+    let done = machine.run(&after);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(
+        done.err.contains("1 entry"),
+        "it says what becomes void: {}",
+        done.err
+    );
+    assert_eq!(machine.json("site list").as_array().unwrap().len(), 1);
+    let done = machine.run_with_input("join --state-dir evil", &theirs);
+    assert_eq!(done.code, Some(1), "{done:?}");
+    machine
+        .run("token create --site evil --cidr 10.66.0.0/16 --authority thief")
+        .failed(1, &["not the authority in force"]);
+    join(&machine, "a", &mine);
+    machine.ok("token create --site paris --cidr 10.2.0.0/16");
+}

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::ask;
 use crate::authority::{self, ledger_file};
-use crate::brokers::{Brokers, Caller};
+use crate::brokers::{self, Brokers, Caller};
 use crate::command::{Output, Signing, Usage};
 use crate::parse;
 use crate::print;
@@ -79,10 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             String::new()
         }
     );
-    ask::confirm(
-        "Replace the authority?",
-        arguments.yes || arguments.recovery_file.is_none(),
-    )?;
+    ask::confirm("Replace the authority?", arguments.yes)?;
     let entries: Vec<SignedEntry> = ledger.entries().cloned().collect();
     let staged = authority::stage(&directory, &key, &entries)?;
     // Shown before anything counts: without it there is no next recovery.
@@ -96,6 +93,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             authority_dir: directory.clone(),
         },
     )?;
+    let old_key = authority::read(&directory).ok().map(|(key, _)| key);
     let old = staged.replace()?;
     if let Some(old) = old {
         eprintln!(
@@ -106,7 +104,32 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     eprintln!(
         "Write the new recovery key down, keep it away from this machine, and destroy the old one: it is of no more use."
     );
+    introduce(arguments, &ledger, old_key.as_ref())?;
     Desk::open(&arguments.signing)?.hand_over();
+    Ok(())
+}
+
+/// A broker listens to the authority it knows, so the old key, if it is there, has to bring the
+/// news of its end.
+fn introduce(
+    arguments: &Arguments,
+    ledger: &Ledger,
+    old_key: Option<&SigningKey>,
+) -> anyhow::Result<()> {
+    let Some(old_key) = old_key else {
+        eprintln!(
+            "Without the old key a broker elsewhere does not know the new one yet: carry {} to its machine and run `causeway ledger push --file` there.",
+            arguments.signing.authority().join("ledger").display()
+        );
+        return Ok(());
+    };
+    if !arguments.signing.offline {
+        let directories = &arguments.signing.directories;
+        let places = brokers::places(ledger);
+        let caller = Caller::Authority(old_key);
+        // Who took it is told again, and named, by the new authority.
+        let _told = Brokers::reach(directories, places, ledger.mesh(), caller)?.tell(ledger);
+    }
     Ok(())
 }
 
