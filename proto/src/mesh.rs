@@ -164,17 +164,26 @@ impl Mesh {
 
     /// Whether someone who shows this enrolment is a node of the mesh now.
     pub fn check_enrolment(&self, enrolment: &Enrolment) -> Result<(), MemberRefusal> {
+        chain::check_standing(self.standing_here(enrolment)?)?;
         let grant = chain::check_counted(enrolment, &self.ledger)?;
-        chain::check_standing(self.standing(enrolment))?;
         chain::verify_enrolment(enrolment, grant, &self.remembered)
     }
 
     /// The whole chain, and nothing about other records: neither of this identity nor of others.
     pub fn check_member(&self, member: &Member) -> Result<Verified, MemberRefusal> {
         let read = chain::read(member)?;
-        chain::check_standing(self.standing(&read.enrolment))?;
+        chain::check_standing(self.standing_here(&read.enrolment)?)?;
         chain::verify(&read, &self.ledger, &self.remembered)?;
         Ok(read)
+    }
+
+    /// For another mesh nothing here says anything.
+    fn standing_here(&self, enrolment: &Enrolment) -> Result<Standing, MemberRefusal> {
+        if enrolment.proof.mesh == self.id() {
+            Ok(self.standing(enrolment))
+        } else {
+            Err(MemberRefusal::WrongMesh(enrolment.proof.mesh))
+        }
     }
 
     fn standing(&self, enrolment: &Enrolment) -> Standing {
@@ -190,7 +199,7 @@ impl Mesh {
             return held.place.outcome(Taken::Known);
         }
         let read = chain::read(member)?;
-        match self.standing(&read.enrolment) {
+        match self.standing_here(&read.enrolment)? {
             Standing::Quarantined => {}
             standing @ (Standing::Good
             | Standing::NoGrant

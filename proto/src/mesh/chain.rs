@@ -73,15 +73,12 @@ pub(super) fn verify_enrolment(
     Ok(enrolment.verify(grant)?)
 }
 
-/// That the grant is there, and that this use may have been counted by this broker.
+/// That the grant is there (that it is of this mesh is known), and that this use may have been counted by this broker.
 pub(super) fn check_counted<'a>(
     enrolment: &Enrolment,
     ledger: &'a Ledger,
 ) -> Result<&'a Grant, MemberRefusal> {
     let proof = &enrolment.proof;
-    if proof.mesh != ledger.mesh() {
-        return Err(MemberRefusal::WrongMesh(proof.mesh));
-    }
     let charter = ledger.charter();
     let grant = &charter
         .grant(&proof.grant)

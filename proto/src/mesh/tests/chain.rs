@@ -134,17 +134,28 @@ fn a_withdrawal_takes_the_node_out_and_its_old_record_does_not_bring_it_back() {
 
 #[test]
 fn a_member_of_another_mesh_is_refused() {
-    let (_, _, member, _) = one_node();
-    let mut foreign = Scene::new();
-    foreign.entries.truncate(1);
+    let (scene, _, member, _) = one_node();
     let genesis = crate::ledger::Ledger::genesis(9, key(1).public(), &key(2).public());
     let genesis = genesis.sign(&key(1));
     let mut mesh = Mesh::new(genesis.hash(), None);
     mesh.handle_entry(genesis.bytes()).unwrap();
-    assert!(matches!(
+    assert_eq!(
         mesh.handle_member(&member),
-        Err(MemberRefusal::NoGrant | MemberRefusal::WrongMesh(_))
-    ));
+        Err(MemberRefusal::WrongMesh(scene.mesh))
+    );
+}
+
+#[test]
+fn an_enrolment_signed_for_another_mesh_is_refused_though_its_grant_is_of_this_one() {
+    let (scene, grant, _, mut mesh) = one_node();
+    let mut elsewhere = Scene::new();
+    elsewhere.mesh.0[0] ^= 1;
+    let enrolment = elsewhere.enrol(&grant, 0, &node(1));
+    let refused = Err(MemberRefusal::WrongMesh(elsewhere.mesh));
+    assert_eq!(mesh.check_enrolment(&enrolment), refused);
+    let shown = member(&enrolment, scene.record("paris", &node(1), 1), &node(1));
+    assert_eq!(mesh.check_member(&shown).map(|_| ()), refused);
+    assert_eq!(mesh.handle_member(&shown).map(|_| ()), refused);
 }
 
 #[test]
