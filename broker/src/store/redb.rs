@@ -43,7 +43,10 @@ impl RedbStore {
             let _ = std::fs::remove_file(path);
         }
         made?;
-        let directory = path.parent().unwrap_or(Path::new("/"));
+        let directory = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            Some(_) | None => Path::new("."),
+        };
         std::fs::File::open(directory)
             .and_then(|directory| directory.sync_all())
             .map_err(|error| {
@@ -176,11 +179,9 @@ fn ended() -> StoreError {
 
 /// What to do without a usable store file. A store that is lost has lost which uses of tokens
 /// were taken, so its id must not live on.
-fn how_to_go_on(it: &str) -> String {
-    format!(
-        "put {it} back from a backup. Without one, make a new broker in \
-         another state directory (causeway broker init --mesh AUTHORITY_KEY), enter it with \
-         `causeway broker add`, remove this one with `causeway broker remove`, and create unused \
-         tokens anew: nodes that have joined publish there again by themselves"
-    )
+fn how_to_go_on() -> &'static str {
+    "put it back from a backup. Without one, make a new broker in another state directory \
+     (causeway broker init --mesh AUTHORITY_KEY), enter it with `causeway broker add`, remove this \
+     one with `causeway broker remove`, and create unused tokens anew: nodes that have joined \
+     publish there again by themselves"
 }

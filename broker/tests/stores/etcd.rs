@@ -278,6 +278,30 @@ async fn a_broker_whose_lease_ran_out_says_again_who_is_connected() {
     assert!(soon(10, async || is_connected(&store, 1).await).await);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_ended_while_etcd_was_down_does_not_live_on() {
+    let Some(mut etcd) = Etcd::start(1) else {
+        return;
+    };
+    let store = connect(&etcd, "down").await;
+    store
+        .heard(vec![(identity(1), heard(5, true))])
+        .await
+        .unwrap();
+    etcd.kill_member(0);
+    let unsaid = store.heard(vec![(identity(1), heard(6, false))]).await;
+    assert!(matches!(unsaid, Err(StoreError::Down(_))), "{unsaid:?}");
+    etcd.start_member(0);
+    etcd.wait_for_leader();
+    let said = soon(15, async || {
+        store
+            .load()
+            .await
+            .is_ok_and(|contents| contents.heard == [(identity(1), heard(6, false))])
+    });
+    assert!(said.await);
+}
+
 #[tokio::test]
 async fn what_is_in_etcd_must_be_this_brokers_store() {
     let Some(etcd) = Etcd::start(1) else {

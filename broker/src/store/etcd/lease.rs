@@ -27,8 +27,18 @@ pub(super) struct Connections {
     time_to_live: Duration,
     /// Held while a lease is made, so that there is one.
     lease: tokio::sync::Mutex<Option<u64>>,
-    /// Those of this broker, to be said again under a new lease.
-    mine: Mutex<BTreeMap<PublicKey, Heard>>,
+    told: Mutex<Told>,
+    /// Held while etcd is told, so that an older word never overtakes a newer.
+    speaking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    /// Connected to this broker; said again under a new lease.
+    mine: BTreeMap<PublicKey, Heard>,
+    /// Not yet in etcd. A connection that ended while etcd was down would else live as long as
+    /// the lease.
+    unsaid: BTreeMap<PublicKey, Heard>,
 }
 
 /// Keeps the lease until it is dropped.
@@ -48,7 +58,8 @@ impl Connections {
             location,
             time_to_live,
             lease: tokio::sync::Mutex::new(None),
-            mine: Mutex::new(BTreeMap::new()),
+            told: Mutex::new(Told::default()),
+            speaking: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -65,6 +76,16 @@ impl Connections {
     }
 
     async fn handle_tick(&self) {
+        self.keep_lease().await;
+        if self.told().unsaid.is_empty() {
+            return;
+        }
+        if let Err(error) = self.say_all().await {
+            tracing::debug!("which nodes are connected could not be said: {error}");
+        }
+    }
+
+    async fn keep_lease(&self) {
         let Some(lease) = *self.lease.lock().await else {
             return;
         };
@@ -84,29 +105,56 @@ impl Connections {
         };
         if !is_alive {
             self.drop_lease(lease).await;
-            let mine: Vec<_> = self.mine().iter().map(|(key, at)| (*key, *at)).collect();
+            let mut told = self.told();
             tracing::info!(
-                nodes = mine.len(),
+                nodes = told.mine.len(),
                 "the lease in etcd had run out; saying again which nodes are connected"
             );
-            if let Err(error) = self.say_connected(&mine).await {
-                tracing::warn!("which nodes are connected could not be said: {error}");
+            for (identity, heard) in told.mine.clone() {
+                told.unsaid.entry(identity).or_insert(heard);
             }
         }
     }
 
     pub(super) async fn say(&self, heard: &[(PublicKey, Heard)]) -> Result<(), StoreError> {
-        let (connected, gone): (Vec<_>, Vec<_>) = heard
-            .iter()
-            .copied()
-            .partition(|(_, heard)| heard.connected);
-        self.mine().extend(connected.iter().copied());
+        self.note(heard);
+        self.say_all().await
+    }
+
+    fn note(&self, heard: &[(PublicKey, Heard)]) {
+        let mut told = self.told();
+        for (identity, heard) in heard {
+            if heard.connected {
+                told.mine.insert(*identity, *heard);
+            } else {
+                told.mine.remove(identity);
+            }
+            told.unsaid.insert(*identity, *heard);
+        }
+    }
+
+    async fn say_all(&self) -> Result<(), StoreError> {
+        let _speaking = self.speaking.lock().await;
+        let unsaid = self.told().unsaid.clone();
+        let (connected, gone): (Vec<_>, Vec<_>) =
+            unsaid.into_iter().partition(|(_, heard)| heard.connected);
         self.say_connected(&connected).await?;
+        self.note_said(&connected);
         for (identity, heard) in gone {
-            self.mine().remove(&identity);
             self.say_gone(&identity, heard.at).await?;
+            self.note_said(&[(identity, heard)]);
         }
         Ok(())
+    }
+
+    /// What has changed meanwhile stays to be said.
+    fn note_said(&self, said: &[(PublicKey, Heard)]) {
+        let mut told = self.told();
+        for (identity, heard) in said {
+            if told.unsaid.get(identity) == Some(heard) {
+                told.unsaid.remove(identity);
+            }
+        }
     }
 
     async fn say_connected(&self, heard: &[(PublicKey, Heard)]) -> Result<(), StoreError> {
@@ -183,12 +231,14 @@ impl Connections {
         }
     }
 
-    fn mine(&self) -> MutexGuard<'_, BTreeMap<PublicKey, Heard>> {
-        self.mine.lock().unwrap_or_else(PoisonError::into_inner)
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgotten nodes are not said again.
     pub(super) fn forget(&self, identity: &PublicKey) {
-        self.mine().remove(identity);
+        let mut told = self.told();
+        told.mine.remove(identity);
+        told.unsaid.remove(identity);
     }
 }

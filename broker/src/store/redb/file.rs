@@ -77,7 +77,7 @@ impl LockedFile {
             refused(if error.kind() == io::ErrorKind::NotFound {
                 format!(
                     "the store file {name} is missing; {}",
-                    super::how_to_go_on("it")
+                    super::how_to_go_on()
                 )
             } else {
                 format!("the store file {name} cannot be looked at: {error}")

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -400,7 +400,7 @@ fn answer<T>(reply: Reply<T>, answer: Result<T, StoreError>) {
     let _ = reply.send(answer);
 }
 
-fn head_refused(path: &std::path::Path, error: HeadError) -> StoreError {
+fn head_refused(path: &Path, error: HeadError) -> StoreError {
     match error {
         HeadError::Damaged(why) => damaged(path, why),
         HeadError::Io(error) => StoreError::Down(format!(
@@ -410,11 +410,11 @@ fn head_refused(path: &std::path::Path, error: HeadError) -> StoreError {
     }
 }
 
-fn damaged(path: &std::path::Path, why: &str) -> StoreError {
+fn damaged(path: &Path, why: &str) -> StoreError {
     StoreError::Damaged(format!(
         "the store file {} {why}; {}",
         path.display(),
-        how_to_go_on("it")
+        how_to_go_on()
     ))
 }
 
@@ -432,7 +432,7 @@ thread_local! {
 
 /// redb may panic on pages that were damaged under it, and a release build aborts on a panic. The
 /// hook runs before that: on this thread it says what an operator can do, and ends the process.
-fn guard_against_panics(path: &std::path::Path) {
+fn guard_against_panics(path: &Path) {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
