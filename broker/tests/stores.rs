@@ -12,6 +12,8 @@ mod disk;
 mod etcd;
 #[path = "stores/given.rs"]
 mod given;
+#[path = "stores/killed.rs"]
+mod killed;
 #[path = "stores/power.rs"]
 mod power;
 #[path = "stores/redb.rs"]

@@ -176,7 +176,7 @@ async fn child_that_tries_cases() {
     }
 }
 
-fn child(name: &str, variable: &str, value: &str) -> Command {
+pub(crate) fn child(name: &str, variable: &str, value: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", name, "--nocapture", "--test-threads=1"])

@@ -147,11 +147,17 @@ async fn writes_outlive_a_leader_and_nothing_is_acknowledged_without_a_quorum() 
     // A second member gone: no quorum.
     let other = (leader + 1) % 3;
     etcd.kill_member(other);
-    let without = store.publish(publication(2, "two", 1)).await;
-    assert!(matches!(without, Err(StoreError::Down(_))), "{without:?}");
-    let claimed = store.enrol(claim(1, Uses::AtMost(1), 2), broker()).await;
+    let (published, claimed, loaded) = tokio::join!(
+        store.publish(publication(2, "two", 1)),
+        store.enrol(claim(1, Uses::AtMost(1), 2), broker()),
+        store.load(),
+    );
+    assert!(
+        matches!(published, Err(StoreError::Down(_))),
+        "{published:?}"
+    );
     assert!(matches!(claimed, Err(StoreError::Down(_))), "{claimed:?}");
-    assert!(matches!(store.load().await, Err(StoreError::Down(_))));
+    assert!(matches!(loaded, Err(StoreError::Down(_))), "{loaded:?}");
 
     etcd.start_member(leader);
     etcd.start_member(other);
