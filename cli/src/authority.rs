@@ -30,7 +30,7 @@ pub(crate) struct Authority {
 
 impl Authority {
     pub(crate) fn open(directory: &Path) -> anyhow::Result<Authority> {
-        if !directory.exists() {
+        if !private::is_there(directory)? {
             bail!(
                 "there is no authority in {}; give its directory with --authority, or make a mesh with `causeway broker init`",
                 directory.display()

@@ -17,6 +17,7 @@ use crate::authority;
 use crate::authority::ledger_file;
 use crate::brokers::{self, Brokers, Caller, Place, Told};
 use crate::command::Signing;
+use crate::private;
 
 pub(crate) struct Outlook {
     ledger: Ledger,
@@ -156,16 +157,16 @@ impl Outlook {
 
 fn source(arguments: &Signing) -> anyhow::Result<Source> {
     let authority = arguments.authority();
-    if authority.exists() {
+    if private::is_there(&authority)? {
         let (key, ledger) = authority::read(&authority)?;
         return Ok(Source::Authority { key, ledger });
     }
     let state = &arguments.directories.state_dir;
-    if state.join("node").exists() {
+    if private::is_there(&state.join("node"))? {
         return Ok(Source::Node(StateDir::open(state)?.joined()?));
     }
     let ledger = arguments.directories.broker_ledger();
-    if ledger.exists() {
+    if private::is_there(&ledger)? {
         return Ok(Source::Broker {
             ledger: ledger_file::read(&ledger)?,
         });

@@ -11,6 +11,12 @@ use zeroize::Zeroizing;
 /// What a secret may be at most: a token of many prefixes is the longest.
 const LONGEST_SECRET: u64 = 64 * 1024;
 
+/// Whether there is anything; a path that this user may not look behind is an error, not absence.
+pub(crate) fn is_there(path: &Path) -> anyhow::Result<bool> {
+    path.try_exists()
+        .map_err(|error| explain(error, "look at", path))
+}
+
 /// Refuses a directory that others may enter or that somebody else owns.
 pub(crate) fn check_directory(path: &Path) -> anyhow::Result<()> {
     let found = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;

@@ -8,7 +8,7 @@ mod machine;
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use machine::{Machine, PROGRAM, chmod};
@@ -278,6 +278,51 @@ fn loose_permissions_are_refused_with_the_command_that_helps() {
     machine.run(create).failed(1, &["0750", "chmod 700"]);
     chmod(&machine.state().join("authority"), 0o700);
     machine.ok(create);
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_not_said_to_be_missing() {
+    let machine = Machine::new();
+    machine.init();
+    chmod(&machine.path(""), 0o755);
+    let owner = fs::metadata("/proc/self").unwrap().uid();
+    // Root sees everything and must become somebody else; others lock themselves out.
+    let mut command = if owner == 0 {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", PROGRAM]);
+        command
+    } else {
+        chmod(&machine.state(), 0);
+        Command::new(PROGRAM)
+    };
+    let done = command
+        .args([
+            "token",
+            "create",
+            "--site",
+            "berlin",
+            "--cidr",
+            "10.1.0.0/16",
+        ])
+        .env("CAUSEWAY_STATE_DIR", machine.state())
+        .output();
+    if owner != 0 {
+        chmod(&machine.state(), 0o700);
+    }
+    if !done
+        .as_ref()
+        .is_ok_and(|done| done.status.code() == Some(1))
+    {
+        let missing = "setpriv is missing, or others cannot reach the built program";
+        assert!(std::env::var_os("CI").is_none(), "{missing}");
+        eprintln!("SKIPPED: {missing}");
+        return;
+    }
+    let words = String::from_utf8_lossy(&done.unwrap().stderr).into_owned();
+    assert!(
+        words.contains("Permission denied") && words.contains("as root"),
+        "{words}"
+    );
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::authority;
 use crate::command::{Output, Usage};
 use crate::parse;
 use crate::print;
+use crate::private;
 use crate::secret;
 use crate::time;
 
@@ -173,7 +174,7 @@ fn first(arguments: &Arguments) -> anyhow::Result<()> {
 
 fn refuse_existing(state: &Path, authority: &Path) -> anyhow::Result<()> {
     let broker = state.join("broker");
-    if authority.exists() && !broker.exists() {
+    if private::is_there(authority)? && !private::is_there(&broker)? {
         bail!(
             "there is an authority in {} already. For a further broker of its mesh give its key with --mesh, or for another mesh give another --authority. If it was left by a `broker init` that was cut off before it printed anything, remove it and repeat",
             authority.display()
