@@ -64,6 +64,7 @@ pub async fn join(
         None => None,
     };
     if let Some(joined) = joined(&options.state_dir)? {
+        sweep(&options.state_dir);
         return already(joined, token.as_ref(), tell);
     }
     let token = token.ok_or(JoinError::NoToken)?;
@@ -85,6 +86,16 @@ pub async fn join(
     }
     .run()
     .await
+}
+
+/// Takes away what a join left that was killed after its last step. One that is still at it holds
+/// the lock, and does so itself.
+fn sweep(state_dir: &std::path::Path) {
+    if let Ok(Some(state)) = StateDir::look(state_dir)
+        && let Ok(_lock) = state.lock()
+    {
+        state.clear_joining();
+    }
 }
 
 fn already(
