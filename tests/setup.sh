@@ -21,6 +21,7 @@ iptables      iptables
 ethtool       ethtool
 tcpdump       tcpdump
 socat         socat
+etcd          etcd-server
 wireguard-go  wireguard-go
 etcd          etcd-server
 '

@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod broker;
 pub mod capture;
+pub mod dice;
 pub mod echo;
 pub mod fuzz;
 pub mod hand;

@@ -26,7 +26,8 @@ pub(super) struct Running {
 }
 
 impl Process {
-    pub(super) fn spawn(mut command: Command, log: PathBuf) -> Result<Process> {
+    /// Starts it, outside of any namespace; both of its streams go to the file `log`.
+    pub fn spawn(mut command: Command, log: PathBuf) -> Result<Process> {
         let what = describe(&command);
         let output =
             File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
