@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bars;
+mod broker;
 mod chart;
 mod cpu;
 mod iperf;
@@ -36,6 +37,8 @@ enum What {
     Scale(scale::Options),
     /// Nanoseconds and instructions per packet of each step of the packet path
     Micro(micro::Options),
+    /// A broker and a thousand sites: how fast a change reaches all, memory, a crash, a flood
+    Broker(broker::Options),
 }
 
 fn main() -> Result<()> {
@@ -43,5 +46,6 @@ fn main() -> Result<()> {
         What::Site(options) => site::run(&options),
         What::Scale(options) => scale::run(&options),
         What::Micro(options) => micro::run(&options),
+        What::Broker(options) => broker::run(&options),
     }
 }

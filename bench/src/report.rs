@@ -149,7 +149,7 @@ fn ratio(measure: Measure, own: f64, other: Option<f64>) -> String {
     format!("{ratio:.2} {}", if better { "+" } else { "-" })
 }
 
-fn bars(verdicts: &[Verdict]) -> Vec<Vec<String>> {
+pub(crate) fn bars(verdicts: &[Verdict]) -> Vec<Vec<String>> {
     let mut rows = vec![
         ["measure", "bar", "found", "met"]
             .map(str::to_owned)
