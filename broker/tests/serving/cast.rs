@@ -99,9 +99,13 @@ impl Authority {
     }
 
     pub(crate) fn name_broker(&mut self, key: PublicKey, address: &str) {
+        self.name_broker_of(STORE, key, address);
+    }
+
+    fn name_broker_of(&mut self, store: StoreId, key: PublicKey, address: &str) {
         self.sign(Body::Broker(Broker {
             key,
-            store: STORE,
+            store,
             addresses: vec![address.to_owned()],
         }));
     }
@@ -160,6 +164,26 @@ impl Host {
             store,
             mesh,
         )
+    }
+
+    /// One of several on a store in etcd.
+    pub(crate) fn start_sharing(authority: &mut Authority, url: &StoreUrl) -> Host {
+        let store_id = directory::claim_store(url).unwrap();
+        let key = SigningKey::from_seed(&random());
+        authority.name_broker_of(store_id, key.public(), "192.0.2.1:7800");
+        let mesh = authority.mesh();
+        let about = About {
+            store_id,
+            store: url.clone(),
+            ..about(Some(mesh), authority)
+        };
+        let entries = authority.entries.clone();
+        let new = New {
+            key,
+            about,
+            entries,
+        };
+        Host::run(new, None, mesh)
     }
 
     /// One made with `--mesh`.

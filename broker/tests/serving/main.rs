@@ -11,6 +11,10 @@ mod client;
 mod crowding;
 mod joining;
 mod publishing;
+mod sharing;
 mod standing;
 mod storing;
+#[path = "../support/etcd.rs"]
+#[expect(dead_code, reason = "the tests of the stores use more of it")]
+mod support_etcd;
 mod watching;
