@@ -40,12 +40,7 @@ fn read(entries: &[Vec<u8>]) -> Result<Vec<SignedEntry>, Refusal> {
     let bad = |why: String| Refusal::BadLedger { why };
     entries
         .iter()
-        .map(|bytes| {
-            if bytes.len() > MAX_ENTRY {
-                return Err(bad(format!("an entry of {} bytes", bytes.len())));
-            }
-            SignedEntry::read(bytes).map_err(|error| bad(error.to_string()))
-        })
+        .map(|bytes| SignedEntry::read(bytes).map_err(|error| bad(error.to_string())))
         .collect()
 }
 
@@ -87,6 +82,12 @@ fn check(broker: &Broker, entries: Vec<SignedEntry>) -> Result<Vec<SignedEntry>,
         (None, None) => Ledger::new(first.hash()),
     };
     for entry in &new {
+        let length = entry.bytes().len();
+        if length > MAX_ENTRY {
+            return Err(Refusal::BadLedger {
+                why: format!("an entry of {length} bytes, which fits no frame"),
+            });
+        }
         ledger
             .insert(entry.clone())
             .map_err(|error| Refusal::BadLedger {

@@ -86,6 +86,8 @@ struct Session<S> {
     leave: Option<Leave>,
     requests: Bucket,
     publications: Bucket,
+    /// Entries of the ledger from whoever is not the authority.
+    ledgers: Bucket,
     heard: Instant,
     ending: watch::Receiver<Option<Ending>>,
 }
@@ -138,6 +140,7 @@ where
         leave: None,
         requests: requests_of_known(),
         publications: Bucket::new(10, Duration::from_millis(100)),
+        ledgers: Bucket::new(32, Duration::from_millis(500)),
         heard: Instant::now(),
         broker,
     };

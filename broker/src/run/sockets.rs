@@ -133,3 +133,25 @@ impl Drop for Local {
         drop(fs::remove_file(&self.path));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_default_address_serves_ipv4_too_and_udp_on_the_same_port() {
+        let (tcp, udp) = bind_both("[::]:0".parse().unwrap()).await.unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        assert_eq!(udp.local_addr().unwrap().port(), port);
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .await
+            .unwrap();
+        let caller = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        caller.send_to(&[1], ("127.0.0.1", port)).await.unwrap();
+        let mut byte = [0];
+        udp.recv_from(&mut byte).await.unwrap();
+        assert_eq!(byte, [1]);
+    }
+}

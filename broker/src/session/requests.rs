@@ -163,10 +163,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let checked = {
             let register = self.broker.register();
             let mesh = register.mesh().ok_or(Refusal::NotReady)?;
-            mesh.check_enrolment(&enrolment).map(|()| {
-                let grant = &mesh.charter().grants[&enrolment.proof.grant].grant;
-                (grant.site.clone(), grant.role)
-            })
+            let grant = mesh.charter().grant(&enrolment.proof.grant);
+            let site = grant.map(|standing| (standing.grant.site.clone(), standing.grant.role));
+            mesh.check_enrolment(&enrolment)
+                .and_then(|()| site.ok_or(MemberRefusal::NoGrant))
         };
         match checked {
             Ok((site, role)) => Ok(Node {
@@ -258,8 +258,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     async fn put_ledger(&mut self, entries: Vec<Vec<u8>>) -> Result<Reply, Refusal> {
-        if !self.is_known() && !self.is_carrier() {
-            return Err(Refusal::NotAllowed);
+        match self.caller {
+            Caller::Stranger => return Err(Refusal::NotAllowed),
+            // Each costs a copy of the ledger, whatever it brings.
+            Caller::Carrier { .. } | Caller::Node(_) => self
+                .ledgers
+                .take(std::time::Instant::now())
+                .map_err(too_often)?,
+            Caller::Authority | Caller::Local => {}
         }
         let heads = entries::put(&self.broker, entries).await?;
         if let Caller::Carrier {
