@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -189,10 +189,19 @@ impl Drop for Broker {
     }
 }
 
-/// A port of loopback that nobody has at the moment.
+/// A port of loopback that nobody has at the moment, below those that the kernel gives to callers,
+/// so that none takes it before the broker does.
 pub(crate) fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let start = u64::from(std::process::id()) * 101;
+    loop {
+        let number = start + NEXT.fetch_add(1, Ordering::Relaxed);
+        let address = format!("127.0.0.1:{}", 20_000 + number % 12_000);
+        let tcp = TcpListener::bind(&address);
+        if tcp.is_ok() && UdpSocket::bind(&address).is_ok() {
+            return address;
+        }
+    }
 }
 
 pub(crate) fn read(path: &Path) -> Vec<u8> {
