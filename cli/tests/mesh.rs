@@ -176,6 +176,27 @@ fn a_node_of_a_shared_token_is_revoked_after_showing_who_stays() {
 }
 
 #[test]
+fn revoking_the_node_of_a_token_of_one_use_closes_nothing_else() {
+    let machine = Machine::new();
+    let address = machine.init();
+    let _broker = machine.start_broker(&address);
+    let token = machine.write("token", &machine.ok(CREATE));
+    machine::chmod(&token, 0o644);
+    let done = machine.run("join --state-dir a --node a --token-file token");
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.err.contains("chmod 600"), "{}", done.err);
+    publish(&machine.path("a"), Role::Gateway).unwrap();
+    let revoked = machine.json("node revoke a --yes");
+    assert!(revoked["closed"].is_null(), "{revoked}");
+    publish(&machine.path("a"), Role::Gateway).unwrap_err();
+    // Its name is free for another key.
+    let token = machine.ok(CREATE);
+    let line = "join --state-dir b --node a";
+    assert_eq!(machine.run_with_input(line, &token).code, Some(0));
+    publish(&machine.path("b"), Role::Gateway).unwrap();
+}
+
+#[test]
 fn lists_name_nodes_as_they_are() {
     let machine = Machine::new();
     let address = machine.init();

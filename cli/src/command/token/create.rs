@@ -79,17 +79,25 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let entry = desk
         .sign(Body::Grant(grant))
         .with_context(|| format!("no token for site {} was made", arguments.site))?;
+    let id = entry.hash().short();
     let (mesh, authority) = (desk.ledger().mesh(), desk.authority().key().public());
     let token = Token::new(mesh, authority, brokers.named, entry, seed)?;
-    let text = token.encode();
-    if arguments.output.json {
-        print::json(&created(&token, &text))?;
-    } else {
-        print::data(&Zeroizing::new(format!("{}\n", *text)))?;
-    }
-    eprint!("{}", explain(&token, now));
+    // First, so that whoever reads the token from a pipe finds the brokers told.
     desk.hand_over();
+    print_token(&token, arguments.output).with_context(|| {
+        format!("token {id} was signed and nobody has it; close it with `causeway token revoke {id} --with-nodes`")
+    })?;
+    eprint!("{}", explain(&token, now));
     Ok(())
+}
+
+fn print_token(token: &Token, output: Output) -> anyhow::Result<()> {
+    let text = token.encode();
+    if output.json {
+        print::json(&created(token, &text))
+    } else {
+        print::data(&Zeroizing::new(format!("{}\n", *text)))
+    }
 }
 
 /// Brokers of a token, and the store that counts its uses.
