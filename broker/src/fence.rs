@@ -76,12 +76,13 @@ pub(crate) fn report(fenced: Fenced, authority_near: Option<&Path>) {
     }
 }
 
-/// The authority's directory if its key is on this host. Looks at the name only.
-pub(crate) fn authority_near(directory: Option<&Path>) -> Option<PathBuf> {
-    let directory = directory?;
-    fs::symlink_metadata(directory.join("authority.key"))
-        .is_ok()
-        .then(|| directory.to_owned())
+/// The authority's directory if its key is on this host: where `broker init` put it, or where it
+/// puts it by default. Looks at the name only.
+pub(crate) fn authority_near(made: Option<&Path>, state_directory: &Path) -> Option<PathBuf> {
+    made.map(Path::to_owned)
+        .into_iter()
+        .chain([state_directory.join("authority")])
+        .find(|directory| fs::symlink_metadata(directory.join("authority.key")).is_ok())
 }
 
 #[cfg(test)]
@@ -108,7 +109,10 @@ mod tests {
         })
         .join()
         .unwrap();
-        assert_eq!(authority_near(Some(&authority)), Some(authority.clone()));
+        let elsewhere = Path::new("/nowhere");
+        let found = authority_near(Some(&authority), elsewhere);
+        assert_eq!(found, Some(authority.clone()));
+        assert_eq!(authority_near(None, &scratch), Some(authority.clone()));
         fs::remove_dir_all(&scratch).unwrap();
         match seen {
             (Fenced::Fully | Fenced::Partly, read) => assert!(read.is_err()),
@@ -118,7 +122,8 @@ mod tests {
 
     #[test]
     fn an_authority_elsewhere_is_not_near() {
-        assert_eq!(authority_near(None), None);
-        assert_eq!(authority_near(Some(Path::new("/nowhere"))), None);
+        let nowhere = Path::new("/nowhere");
+        assert_eq!(authority_near(None, nowhere), None);
+        assert_eq!(authority_near(Some(nowhere), nowhere), None);
     }
 }

@@ -7,7 +7,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep};
 use tracing::{error, warn};
 
 use crate::broker::{Broker, Ending};
-use crate::register::LoadError;
 use crate::store::{Batch, Change, StoreError};
 
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -72,8 +71,8 @@ async fn reload(broker: &Broker) -> Option<u64> {
     };
     let revision = contents.revision;
     let loaded = broker.register_mut().load(contents);
-    if let Err(LoadError::Ledger(error)) = loaded {
-        error!("the store's ledger cannot be taken in: {error}");
+    if let Err(error) = loaded {
+        error!("{error}");
         broker.end(Ending::Failed(error.to_string()));
         return None;
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use proto::entry::{Role, SignedEntry};
 use proto::key::{Hash, MeshId, PublicKey};
+use proto::ledger::LedgerError;
 use proto::life;
 use proto::mesh::{EntryRefusal, Event, MemberRefusal, Mesh, Taken};
 use proto::message::{GrantUse, Position};
@@ -62,9 +63,13 @@ pub(crate) struct Listed {
 #[derive(Debug, Error)]
 pub(crate) enum LoadError {
     #[error(
-        "the store holds the ledger of another mesh: {0}. Give this broker its own store, or make it anew with `causeway broker init`"
+        "the store holds the ledger of another mesh: give this broker its own store, or make it anew with `causeway broker init`"
     )]
-    Ledger(EntryRefusal),
+    OtherMesh,
+    #[error(
+        "an entry in the store is no part of the ledger, somebody else has written to the store: {0}. Restore the store from a copy"
+    )]
+    Entry(EntryRefusal),
 }
 
 impl Register {
@@ -97,7 +102,12 @@ impl Register {
             ..Register::new(None)
         };
         for entry in &contents.entries {
-            self.take_entry(entry).map_err(LoadError::Ledger)?;
+            self.take_entry(entry).map_err(|refusal| match refusal {
+                EntryRefusal::Ledger(LedgerError::OtherMesh) => LoadError::OtherMesh,
+                EntryRefusal::Form(_) | EntryRefusal::Orphan | EntryRefusal::Ledger(_) => {
+                    LoadError::Entry(refusal)
+                }
+            })?;
         }
         for member in contents.members {
             self.take_member(member.revision, member.identity, member.bytes);

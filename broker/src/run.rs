@@ -105,7 +105,7 @@ pub fn run(options: Options, ready: impl FnOnce(&Serving)) -> Result<(), Error> 
     harden();
     let own = [directory.path(), options.runtime_directory.as_path()];
     // Looked for before the fence hides it.
-    let near = fence::authority_near(directory.about().authority_directory.as_deref());
+    let near = near(&options, &directory);
     let fenced = fence::put_up(&own)?;
     fence::report(fenced, near.as_deref());
     let prepared = Prepared {
@@ -135,7 +135,7 @@ pub fn serve_on(
 ) -> Result<(), Error> {
     let directory = directory::open(&options.state_directory)?;
     sockets::make_runtime_directory(&options.runtime_directory)?;
-    let near = fence::authority_near(directory.about().authority_directory.as_deref());
+    let near = near(&options, &directory);
     let prepared = Prepared {
         options,
         directory,
@@ -143,6 +143,11 @@ pub fn serve_on(
         authority_near: near.is_some(),
     };
     prepared.serve(ready, stop)
+}
+
+fn near(options: &Options, directory: &Directory) -> Option<PathBuf> {
+    let made = directory.about().authority_directory.as_deref();
+    fence::authority_near(made, &options.state_directory)
 }
 
 /// Behind the fence, if there is one.

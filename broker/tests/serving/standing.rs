@@ -1,6 +1,7 @@
 //! What the ledger says takes effect at once, whoever brings it.
 
 use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use proto::entry::Body;
@@ -167,6 +168,8 @@ async fn a_waiting_broker_takes_its_ledger_from_its_authority_only() {
 async fn commands_on_the_host_need_no_key() {
     let mut authority = Authority::new();
     let host = Host::start(&mut authority);
+    let socket = std::fs::metadata(&host.serving.socket).unwrap();
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
     let mut local = Client::connect_local(&host.serving.socket, host.mesh).await;
     let ticket = authority.grant(Terms::site("berlin"));
     local
