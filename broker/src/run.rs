@@ -7,7 +7,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,11 @@ pub enum Error {
     },
     #[error("a broker is running already on {}", .0.display())]
     Running(PathBuf),
+    #[error(
+        "the authority's directory {} lies in {}, which the broker has to write to: give another --runtime-dir, or move the authority",
+        .authority.display(), .open.display()
+    )]
+    Within { authority: PathBuf, open: PathBuf },
     #[error("the fence around this process cannot be put up: {0}")]
     Fence(#[from] landlock::RulesetError),
     #[error("the store cannot be used: {0}")]
@@ -106,6 +111,16 @@ pub fn run(options: Options, ready: impl FnOnce(&Serving)) -> Result<(), Error> 
     let own = [directory.path(), options.runtime_directory.as_path()];
     // Looked for before the fence hides it.
     let near = near(&options, &directory);
+    if let Some(authority) = &near
+        && let Some(open) = own
+            .iter()
+            .find(|own| real(authority).starts_with(real(own)))
+    {
+        return Err(Error::Within {
+            authority: authority.clone(),
+            open: (*open).to_owned(),
+        });
+    }
     let fenced = fence::put_up(&own)?;
     fence::report(fenced, near.as_deref());
     let prepared = Prepared {
@@ -148,6 +163,10 @@ pub fn serve_on(
 fn near(options: &Options, directory: &Directory) -> Option<PathBuf> {
     let made = directory.about().authority_directory.as_deref();
     fence::authority_near(made, &options.state_directory)
+}
+
+fn real(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Behind the fence, if there is one.

@@ -9,6 +9,7 @@
 mod cast;
 mod client;
 mod crowding;
+mod fencing;
 mod joining;
 mod publishing;
 mod sharing;
