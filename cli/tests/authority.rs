@@ -57,6 +57,21 @@ fn a_mesh_is_made_once_and_its_keys_are_private() {
 }
 
 #[test]
+fn a_mesh_whose_recovery_key_cannot_be_shown_is_not_made() {
+    let machine = Machine::new();
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let mut command = machine.command("broker init");
+    command.stdout(full);
+    machine.finish(command).failed(1, &["standard output"]);
+    let left = fs::read_dir(machine.state()).unwrap().count();
+    assert_eq!(left, 0, "nothing is half made");
+    machine.ok("broker init");
+}
+
+#[test]
 fn a_token_is_all_that_is_printed_and_the_rest_is_explained() {
     let machine = Machine::new();
     machine.init();

@@ -161,13 +161,15 @@ fn first(arguments: &Arguments) -> anyhow::Result<()> {
             entries: entries.clone(),
         },
     )?;
-    authority::stage(&authority_directory, &authority, &entries)?.create()?;
-    if let Err(error) = prepared.commit() {
-        // Made a moment ago, and nobody has seen its key.
-        let _gone = std::fs::remove_dir_all(&authority_directory);
-        return Err(error.into());
-    }
+    let staged = authority::stage(&authority_directory, &authority, &entries)?;
+    // Before anything counts: a recovery key that nobody has seen is lost for ever.
     print_made(&made, arguments.output)?;
+    staged.create()?;
+    if let Err(error) = prepared.commit() {
+        // Made a moment ago, and nothing was signed with it.
+        let _gone = std::fs::remove_dir_all(&authority_directory);
+        return Err(anyhow::Error::new(error).context("nothing was made; what was printed is void"));
+    }
     eprint!("{}", explain(arguments, &authority_directory));
     Ok(())
 }
