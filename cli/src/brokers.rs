@@ -83,16 +83,14 @@ impl Brokers {
         let socket = directories.broker_socket();
         let mut brokers = Brokers::none()?;
         let mut found = Found::default();
-        let mut local = None;
         let asked = list(&places);
         brokers.runtime.block_on(patiently(&asked, async {
             if socket.exists() {
                 match Session::connect_local(&socket, mesh).await {
                     Ok((session, _)) => {
                         found.reached.push(session);
-                        local = directories
-                            .local_broker()
-                            .map(|broker| broker.key().public());
+                        let local = directories.local_broker();
+                        found.keys.extend(local.map(|broker| broker.key().public()));
                     }
                     Err(failure) => found.failures.push(failure.to_string()),
                 }
@@ -103,7 +101,6 @@ impl Brokers {
         }));
         brokers.reached = found.reached;
         brokers.keys = found.keys;
-        brokers.keys.extend(local);
         brokers.failures = found.failures;
         Ok(brokers)
     }
@@ -200,6 +197,10 @@ impl Found {
     /// To all at once; of several addresses of one broker the first that works is kept.
     async fn connect(&mut self, places: Vec<Place>, mesh: MeshId, caller: Caller<'_>) {
         let mut opening = JoinSet::new();
+        // Its own host may not reach a broker by the address that others use.
+        let places = places
+            .into_iter()
+            .filter(|place| !self.keys.contains(&place.pin));
         for Place { address, pin } in places {
             opening.spawn(async move { (pin, Session::connect(&address, pin, mesh).await) });
         }

@@ -292,7 +292,14 @@ fn loose_permissions_are_refused_with_the_command_that_helps() {
     chmod(&machine.state().join("authority"), 0o750);
     machine.run(create).failed(1, &["0750", "chmod 700"]);
     chmod(&machine.state().join("authority"), 0o700);
-    machine.ok(create);
+    let token = machine.ok(create);
+    let open = machine.path("open");
+    fs::create_dir(&open).unwrap();
+    chmod(&open, 0o755);
+    machine
+        .run_with_input("join --state-dir open", &token)
+        .failed(1, &["0755", "chmod 0700"]);
+    assert_eq!(fs::read_dir(&open).unwrap().count(), 0);
 }
 
 #[test]
