@@ -115,7 +115,7 @@ async fn tell(
     match log_in(&mut session, node, &entries).await {
         Ok(()) => {}
         Err(Failure {
-            why: Why::Refused(Refusal::Revoked),
+            why: Why::Refused(Refusal::Revoked | Refusal::SiteRevoked),
             ..
         }) => return Ok(()),
         Err(failure) => return Err(failure),

@@ -465,6 +465,46 @@ async fn a_broker_that_never_sends_all_it_has_is_left() {
 }
 
 #[tokio::test]
+async fn everything_is_asked_for_again_now_and_then_without_losing_touch() {
+    let mut home = Home::new().await;
+    home.timing.relist = Duration::from_millis(200);
+    let handle = home.follow();
+    until(&handle, connected).await;
+    let states = tokio::spawn({
+        let mut view = handle.view();
+        async move {
+            let mut lost = 0;
+            while view.changed().await.is_ok() {
+                lost += usize::from(!connected(&view.borrow()));
+            }
+            lost
+        }
+    });
+    until_seen(&home.broker, |seen| seen.watches.len() >= 4).await;
+    let resumed = home
+        .broker
+        .seen(|seen| seen.watches.iter().flatten().count());
+    assert_eq!(resumed, 0);
+    handle.stop().await;
+    assert_eq!(states.await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_was_refused_for_want_of_its_grant_is_asked_for_again_once_that_is_here() {
+    let mut home = Home::new().await;
+    let handle = home.follow();
+    until(&handle, |view| view.last_sync.is_some()).await;
+    let (_, paris) = home.neighbour("paris", "10.1.0.0/16");
+    home.list(vec![paris.member(1)], 3);
+    home.broker.push(delta(vec![paris.member(1)], 2));
+    until(&handle, |view| view.refused.total() == 1).await;
+    let grant = home.world.entries().pop().unwrap();
+    home.broker.push(entries(vec![grant], 3));
+    until(&handle, |view| keys(view) == [paris.key()]).await;
+    handle.stop().await;
+}
+
+#[tokio::test]
 async fn a_brokers_word_alone_removes_no_record() {
     let mut home = Home::new().await;
     let (_, paris) = home.neighbour("paris", "10.1.0.0/16");

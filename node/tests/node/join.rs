@@ -428,6 +428,46 @@ async fn a_broker_that_only_another_broker_vouches_for_counts_nothing() {
 }
 
 #[tokio::test]
+async fn an_enrolment_that_is_not_the_one_asked_for_is_refused() {
+    let mut world = World::new();
+    let granted = world.grant("berlin", "10.1.0.0/16", Uses::AtMost(2));
+    let broker = Double::start(&world.broker, Script::honest(&world.ledger)).await;
+    let token = world.token(&granted, &[(&broker.at(), broker.key)]);
+    let others = world.other(&granted, 1, "gate").enrolment.write();
+    for (answer, wanted) in [(others, "not asked for"), (vec![1, 2, 3], "cut off")] {
+        let scratch = Scratch::new();
+        broker.script(|script| script.enrol_with = Some(answer));
+        let error = run(&scratch.state(), Some(&token)).await.0.unwrap_err();
+        assert!(error.to_string().contains(wanted), "{error}");
+        let state = StateDir::open(&scratch.state()).unwrap();
+        assert!(state.node().unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_hung_broker_costs_seconds_and_the_next_one_is_asked() {
+    let scratch = Scratch::new();
+    let mut world = World::new();
+    let granted = world.grant("berlin", "10.1.0.0/16", Uses::AtMost(1));
+    let hung = Double::start(&world.broker, Script::honest(&world.ledger)).await;
+    hung.script(|script| script.hung = true);
+    let broker = Double::start(&world.broker, Script::honest(&world.ledger)).await;
+    let token = world.token(
+        &granted,
+        &[(&hung.at(), hung.key), (&broker.at(), broker.key)],
+    );
+    let (joined, steps) = run(&scratch.state(), Some(&token)).await;
+    joined.unwrap();
+    let Step::Failed(tried) = &steps[0] else {
+        panic!("the hung one comes first: {steps:?}");
+    };
+    assert!(
+        tried.why.contains("did not finish the TLS handshake"),
+        "{tried}"
+    );
+}
+
+#[tokio::test]
 async fn a_ledger_that_is_forged_foreign_or_cut_before_the_grant_is_refused() {
     let mut world = World::new();
     let short = world.entries();

@@ -1,6 +1,6 @@
 //! From what is taken to what is shown: additions once they are durable, removals at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use proto::entry::Broker;
@@ -65,8 +65,15 @@ impl Register {
 
     fn note_prefixes(&mut self) {
         let now = self.mesh.prefixes();
+        let by_owner: HashMap<_, _> = now
+            .iter()
+            .map(|prefix| ((prefix.prefix, &prefix.site, prefix.service), prefix))
+            .collect();
         let kept = Arc::make_mut(&mut self.shown.prefixes);
-        kept.retain(|prefix| now.contains(prefix));
+        kept.retain(|prefix| {
+            let owner = (prefix.prefix, &prefix.site, prefix.service);
+            by_owner.get(&owner) == Some(&prefix)
+        });
         self.shown.stale.prefixes = true;
         // Which addresses of a node may be used depends on whose prefix they are in.
         let all = self.mesh.nodes().map(|node| node.identity);
