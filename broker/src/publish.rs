@@ -1,6 +1,7 @@
 //! A record that a node hands in: its chain, its name, its site's quota, then the store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::entry::Role;
 use proto::key::PublicKey;
@@ -16,6 +17,8 @@ use crate::store::{Publication, Published};
 
 /// Others may take or lose the name meanwhile; not for ever.
 const TRIES: usize = 3;
+/// What the register needs to follow the store, many times over.
+const LISTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Answers with the revision at which the record is in the store.
 pub(crate) async fn publish(
@@ -53,7 +56,10 @@ pub(crate) async fn publish(
             Published::Old { sequence } => {
                 return Err(Refusal::OldSequence { latest: sequence });
             }
-            Published::NameHeld { holder: found } => holder = Some(found),
+            Published::NameHeld { holder: found } => {
+                await_listing(broker, &found).await;
+                holder = Some(found);
+            }
         }
     }
     Err(match holder {
@@ -122,6 +128,21 @@ fn check_quota(broker: &Broker, record: &Record) -> Result<(), Refusal> {
             most,
         })
     }
+}
+
+/// The store may be ahead of the register: a holder that has just taken the name is not listed yet,
+/// and must not be judged gone for that. One that is revoked never is.
+async fn await_listing(broker: &Broker, holder: &PublicKey) {
+    let mut changed = broker.watch();
+    let listed = async {
+        while broker.register().listed(holder).is_none() {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Late or not, the register has the last word.
+    let _listed = tokio::time::timeout(LISTED_WITHIN, listed).await;
 }
 
 /// The holder whose name may pass to this record; an error while it lives.
