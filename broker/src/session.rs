@@ -36,7 +36,7 @@ use watching::Watching;
 const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// For a caller who must first bring the ledger entries that make it known.
 const CARRIES: Duration = Duration::from_secs(10);
-/// Nodes ping every 20 s.
+/// Nodes ping far more often than this.
 const IDLE: Duration = Duration::from_secs(60);
 /// The largest first message, an enrolment with a grant of 256 prefixes, is below 12 KiB.
 const MAX_FIRST: usize = 16 * 1024;
