@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use proto::entry::Uses;
 use proto::message::{Refusal, Reply, Request};
 use tests::broker::cast::{Actor, Authority, Ticket};
@@ -144,6 +145,19 @@ fn a_join_passes_over_a_broker_that_is_dead() {
     mesh.join("b", &token).unwrap().expect_success().unwrap();
     let third = mesh.join("c", &token).unwrap();
     third.assert_refused(&["used", "all 2"]);
+}
+
+#[test]
+fn a_join_passes_over_a_broker_that_is_stopped() {
+    let etcd = Etcd::start(1).unwrap();
+    let mesh = two_brokers("stopped", &etcd);
+    let token = mesh.token("paris", "10.1.0.0/16", &[]).unwrap();
+    let stopped = mesh.brokers[0].process();
+    stopped.signal(Signal::SIGSTOP).unwrap();
+    let said = mesh.join("a", &token).unwrap();
+    stopped.signal(Signal::SIGCONT).unwrap();
+    let said = said.expect_success().unwrap();
+    assert!(said.took < ENOUGH, "{:?}", said.took);
 }
 
 /// A broker over three members, one node, and what it has been acknowledged.

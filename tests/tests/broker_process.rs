@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -139,6 +139,21 @@ fn it_runs_without_the_authority_says_where_the_key_lies_and_that_it_is_shut_out
     assert!(look::healthy(mesh.brokers[0].http));
     fs::rename(away, mesh.authority()).unwrap();
     mesh.token("paris", "10.1.0.0/16", &[]).unwrap();
+}
+
+/// A path of the broker's own that leads to the authority: whoever followed it has been there.
+#[test]
+fn it_cannot_read_the_authority_by_any_path() {
+    let mut mesh = Mesh::at_rest("path").unwrap();
+    let own = mesh.brokers[0].state.join("broker/ledger");
+    fs::remove_file(&own).unwrap();
+    symlink(mesh.authority().join("ledger"), &own).unwrap();
+    let said = command::run(mesh.brokers[0].run_command(), None).unwrap();
+    said.assert_refused(&[&own.display().to_string()]);
+    fs::remove_file(&own).unwrap();
+    fs::copy(mesh.authority().join("ledger"), &own).unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
+    mesh.brokers[0].start().unwrap();
 }
 
 #[test]

@@ -98,10 +98,17 @@ fn finest(mut command: Command) -> Command {
 /// A mesh whose broker logs everything, and the secrets of its making.
 fn talkative() -> (Mesh, Canaries) {
     let mut mesh = Mesh::at_rest("secrets").unwrap();
-    let environment = ("CAUSEWAY_LOG".to_owned(), "trace".to_owned());
-    mesh.brokers[0].environment.push(environment);
+    // A token that was left in the environment is no business of a broker's.
+    let stray = format!("cwy1.{}", BASE64URL_NOPAD.encode(&[77; 200]));
+    for (name, value) in [("CAUSEWAY_LOG", "trace"), ("CAUSEWAY_TOKEN", &stray)] {
+        let variable = (name.to_owned(), value.to_owned());
+        mesh.brokers[0].environment.push(variable);
+    }
     mesh.brokers[0].start().unwrap();
     let mut canaries = Canaries::default();
+    canaries
+        .0
+        .push(("a stray token".to_owned(), stray.into_bytes()));
     canaries.add_file(&mesh.authority().join("authority.key"));
     canaries.add_file(&mesh.brokers[0].state.join("broker/broker.key"));
     let (_, recovery) = mesh.about.recovery.split_once('.').unwrap();

@@ -36,6 +36,13 @@ fn a_change_reaches_a_hundred_sites_and_all_of_them_come_back_after_a_crash() {
     assert!(took <= RECONNECTED_WITHIN, "{took:?}");
     let times = crowd.spread(1, LIMIT).unwrap();
     assert_eq!(times.len(), SITES - 1);
+    // Once more, from nothing.
+    crowd.forget(LIMIT).unwrap();
+    mesh.brokers[0].kill();
+    crowd.wait_until_all_are_lost(LIMIT).unwrap();
+    mesh.brokers[0].start_without_waiting().unwrap();
+    let took = crowd.wait_until_all_know_all(LIMIT).unwrap();
+    assert!(took <= RECONNECTED_WITHIN, "{took:?}");
     let pid = mesh.brokers[0].process().pid();
     assert!(look::peak_resident(pid).unwrap() < MEMORY);
 }

@@ -98,7 +98,10 @@ impl Crowd {
         let everybody = self.sites.len();
         self.wait_for_each("all know all", limit, |seen| match seen {
             Seen::CaughtUp { site, known, .. } if known == everybody => Some(site),
-            Seen::CaughtUp { .. } | Seen::Change { .. } | Seen::Lost { .. } => None,
+            Seen::CaughtUp { .. }
+            | Seen::Change { .. }
+            | Seen::Forgotten { .. }
+            | Seen::Lost { .. } => None,
         })
         .map(|begin_to_end| begin_to_end.iter().max().copied().unwrap_or_default())
     }
@@ -148,11 +151,24 @@ impl Crowd {
             .collect())
     }
 
+    /// Every site forgets what it has seen, as if its cache were lost: when it comes back it asks
+    /// for everything.
+    pub fn forget(&mut self, limit: Duration) -> Result<()> {
+        for (_, order) in &self.sites {
+            order.send(Order::Forget).ok().context("a site has ended")?;
+        }
+        self.wait_for_each("all have forgotten", limit, |seen| match seen {
+            Seen::Forgotten { site } => Some(site),
+            Seen::CaughtUp { .. } | Seen::Change { .. } | Seen::Lost { .. } => None,
+        })
+        .map(drop)
+    }
+
     /// Until every site has lost its connection, which all do when the broker ends.
     pub fn wait_until_all_are_lost(&mut self, limit: Duration) -> Result<()> {
         self.wait_for_each("all have noticed", limit, |seen| match seen {
             Seen::Lost { site, .. } => Some(site),
-            Seen::CaughtUp { .. } | Seen::Change { .. } => None,
+            Seen::CaughtUp { .. } | Seen::Change { .. } | Seen::Forgotten { .. } => None,
         })
         .map(drop)
     }
@@ -206,7 +222,7 @@ impl Crowd {
                 match &seen {
                     Seen::CaughtUp { site, broker, .. } => self.places[*site] = Some(*broker),
                     Seen::Lost { site, .. } => self.places[*site] = None,
-                    Seen::Change { .. } => {}
+                    Seen::Change { .. } | Seen::Forgotten { .. } => {}
                 }
                 Ok(Some(seen))
             }

@@ -38,6 +38,10 @@ pub(super) enum Seen {
         known: usize,
         broker: SocketAddr,
     },
+    /// As it was told to.
+    Forgotten {
+        site: usize,
+    },
     Lost {
         site: usize,
         why: String,
@@ -47,6 +51,8 @@ pub(super) enum Seen {
 pub(super) enum Order {
     /// The next record.
     Publish,
+    /// All it has seen, so that it asks for everything when it comes back.
+    Forget,
 }
 
 pub(super) struct Site {
@@ -177,6 +183,12 @@ impl Site {
                     Answer::Reply { reply, .. } => bail!("unasked: {reply:?}"),
                 },
                 Next::Order(Some(Order::Publish)) => self.publish(&mut client).await?,
+                Next::Order(Some(Order::Forget)) => {
+                    self.resume = None;
+                    self.head = None;
+                    self.known.clear();
+                    self.tell(Seen::Forgotten { site: self.number });
+                }
                 Next::Order(None) => return Ok(()),
                 Next::Ping => drop(client.ask(Request::Ping).await?),
             }
