@@ -217,8 +217,14 @@ impl Mesh {
         self.remembered.remember(member, &read);
         match order {
             Order::Double => return self.refuse_double(identity, shown),
-            Order::Same if self.keeps_enrolment(&read) => return self.outcome(&identity),
-            Order::Newer | Order::Same | Order::Older { .. } => {}
+            Order::Same if !self.is_better(&read) => return self.outcome(&identity),
+            Order::Newer => {
+                if let Some((member, read)) = self.under_held_enrolment(member, &read) {
+                    self.remembered.remember(&member, &read);
+                    return self.take(&member, read);
+                }
+            }
+            Order::Same | Order::Older { .. } => {}
         }
         self.register.make_room(&read, self.ledger.charter())?;
         self.take(member, read)
@@ -232,17 +238,39 @@ impl Mesh {
         Err(MemberRefusal::SameSequence(shown))
     }
 
-    /// The same record with another valid enrolment: the one in good standing is kept, of two
-    /// such the lower one, so that all receivers keep the same.
-    fn keeps_enrolment(&self, shown: &Verified) -> bool {
-        let Some(held) = self.register.get(&shown.enrolment.proof.identity) else {
-            return false;
+    /// Whether the enrolment shown counts for more than the one held. Which use an identity has is
+    /// its store's word alone, and a broker may sign one node under the use of another to have
+    /// both refused: the one held stays unless it is out or disputed and the other is not.
+    fn is_better(&self, shown: &Verified) -> bool {
+        let held = self.register.get(&shown.enrolment.proof.identity);
+        held.is_none_or(|held| self.worth(&shown.enrolment) < self.worth(&held.enrolment))
+    }
+
+    /// The less the better: out by the ledger, held by others too.
+    fn worth(&self, enrolment: &Enrolment) -> (bool, bool) {
+        let out = self.standing(enrolment) != Standing::Good;
+        (out, self.register.is_contended(enrolment, self.charter()))
+    }
+
+    /// A newer record with the enrolment that is held, if that counts for more than the one it was
+    /// shown with.
+    fn under_held_enrolment(
+        &self,
+        member: &Member,
+        shown: &Verified,
+    ) -> Option<(Member, Verified)> {
+        let held = self.register.get(&shown.enrolment.proof.identity)?;
+        if self.worth(&held.enrolment) >= self.worth(&shown.enrolment) {
+            return None;
+        }
+        let member = Member {
+            enrolment: held.node.member.enrolment.clone(),
+            record: member.record.clone(),
         };
-        let rank = |enrolment: &Enrolment| {
-            let out = self.standing(enrolment) != Standing::Good;
-            (out, register::use_of(enrolment), enrolment.write())
-        };
-        rank(&held.enrolment) <= rank(&shown.enrolment)
+        let read = chain::read(&member).ok()?;
+        // The other grant may allow what the one held does not.
+        chain::verify(&read, &self.ledger, &self.remembered).ok()?;
+        Some((member, read))
     }
 
     fn outcome(&self, identity: &PublicKey) -> Result<Taken, MemberRefusal> {
@@ -413,6 +441,11 @@ impl Mesh {
     pub fn node(&self, identity: &PublicKey) -> Option<&Node> {
         let held = self.register.get(identity)?;
         (held.place == Place::Present).then_some(&held.node)
+    }
+
+    /// What is held of an identity, whether it counts now or not: not always as it was shown last.
+    pub fn held(&self, identity: &PublicKey) -> Option<&Member> {
+        Some(&self.register.get(identity)?.node.member)
     }
 
     /// All prefixes as this receiver takes them: one that overlaps its own site's is none that it

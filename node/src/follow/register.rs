@@ -226,7 +226,8 @@ impl Register {
 
     fn keep(&mut self, member: &Member) -> Option<PublicKey> {
         let (identity, sequence) = identity_of(member)?;
-        let bytes = member.write();
+        // Not always with the enrolment it was shown with.
+        let bytes = self.mesh.held(&identity).unwrap_or(member).write();
         if self.members.get(&identity) != Some(&bytes) {
             self.lines.push(Line::Member(bytes.clone()));
             self.members.insert(identity, bytes);

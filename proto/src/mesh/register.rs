@@ -175,6 +175,13 @@ impl Register {
         }
     }
 
+    /// Whether another than its own identity holds this use too.
+    pub(super) fn is_contended(&self, enrolment: &Enrolment, charter: &Charter) -> bool {
+        self.good_contenders(&use_of(enrolment), charter)
+            .iter()
+            .any(|other| other.identity != enrolment.proof.identity)
+    }
+
     pub(super) fn good_contenders(&self, of: &(Hash, u32), charter: &Charter) -> Vec<Contender> {
         self.uses
             .get(of)

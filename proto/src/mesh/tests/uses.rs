@@ -338,3 +338,58 @@ fn who_disputed_a_use_comes_in_when_the_other_moves_to_another_use_in_either_ord
         assert!(mesh.problems().is_empty());
     }
 }
+
+/// Nodes 1 and 2 under uses of their own, and node 2's record again under the use of node 1: what
+/// the store's broker can sign without anybody's help.
+fn misplaced(sequence: u64) -> (Scene, [Member; 3]) {
+    let mut scene = Scene::new();
+    let grant = scene.grant("paris", Uses::AtMost(2));
+    let members = [
+        scene.member(&grant, 0, &node(1)),
+        scene.member(&grant, 1, &node(2)),
+        scene.member_at(&grant, 0, &node(2), sequence),
+    ];
+    (scene, members)
+}
+
+#[test]
+fn a_broker_that_signs_a_node_under_the_use_of_another_cuts_off_neither() {
+    for sequence in [1, 2] {
+        let (scene, [first, second, misplaced]) = misplaced(sequence);
+        let mut expected = [key_of(1), key_of(2)];
+        expected.sort();
+        for synced in [false, true] {
+            let mut mesh = scene.receiver();
+            mesh.handle_member(&first).unwrap();
+            mesh.handle_member(&second).unwrap();
+            if synced {
+                mesh.handle_synced();
+            }
+            let _ = mesh.handle_member(&misplaced);
+            assert_eq!(identities(&mesh), expected);
+            // What is held can be shown to others and be read again.
+            for node in mesh.nodes() {
+                mesh.check_member(&node.member).unwrap();
+            }
+            assert_eq!(mesh.sequence(&key_of(2)), Some(sequence));
+            assert_eq!(mesh.node(&key_of(2)).unwrap().record.sequence, sequence);
+        }
+    }
+}
+
+#[test]
+fn who_met_such_a_broker_first_takes_both_nodes_once_another_shows_them() {
+    let (scene, [first, second, misplaced]) = misplaced(1);
+    let mut expected = [key_of(1), key_of(2)];
+    expected.sort();
+    for order in [[&first, &misplaced, &second], [&misplaced, &first, &second]] {
+        let mut mesh = scene.receiver();
+        for shown in order {
+            let _ = mesh.handle_member(shown);
+            mesh.handle_synced();
+        }
+        let _ = mesh.handle_member(&first);
+        assert_eq!(identities(&mesh), expected);
+        assert!(mesh.problems().is_empty());
+    }
+}
