@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use tokio::net::{UdpSocket, UnixListener, UnixStream};
+use tokio::net::{TcpSocket, UdpSocket, UnixListener, UnixStream};
 use tracing::warn;
 
 use super::{Error, Options, Serving, TcpListener, failed};
@@ -14,6 +14,8 @@ use super::{Error, Options, Serving, TcpListener, failed};
 const SOCKET: &str = "broker.sock";
 /// A port that is free for TCP may be taken for UDP.
 const TRIES: usize = 16;
+/// All sites may come back at once; the kernel has a lower limit of its own.
+const BACKLOG: u32 = 4096;
 
 pub(super) struct Sockets {
     pub(super) tcp: TcpListener,
@@ -81,13 +83,23 @@ async fn bind_both(wanted: SocketAddr) -> Result<(TcpListener, UdpSocket), Error
 async fn bind_pair(wanted: SocketAddr) -> io::Result<(TcpListener, UdpSocket)> {
     let mut tries = TRIES;
     loop {
-        let tcp = TcpListener::bind(wanted).await?;
+        let tcp = listen(wanted)?;
         match UdpSocket::bind(tcp.local_addr()?).await {
             Ok(udp) => return Ok((tcp, udp)),
             Err(error) if wanted.port() != 0 || tries == 0 => return Err(error),
             Err(_) => tries -= 1,
         }
     }
+}
+
+fn listen(wanted: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match wanted {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(wanted)?;
+    socket.listen(BACKLOG)
 }
 
 pub(super) fn make_runtime_directory(path: &Path) -> Result<(), Error> {
