@@ -6,7 +6,7 @@ use proto::enrolment::JoinProof;
 use proto::entry::{Body, Entry, Grant, GrantRole, Role, SignedEntry, Uses};
 use proto::key::{Hash, PublicKey, SigningKey};
 use proto::ledger::PrefixState;
-use proto::message::Push;
+use proto::message::{Answer, Push, Reply};
 use proto::record::{NodeState, Record};
 
 use crate::double::{Sent, delta, entries};
@@ -540,7 +540,16 @@ async fn frames_that_are_none_end_the_conversation_and_are_named() {
     let announced_only = u32::MAX.to_be_bytes().to_vec();
     let garbage = proto::frame::frame(&[0xff; 64]).unwrap();
     let empty = vec![0; 4];
-    for (count, raw) in (1..).zip([oversized, announced_only, garbage, empty]) {
+    let unasked = Answer::Reply {
+        number: 999,
+        reply: Reply::Pong,
+    };
+    let unasked = proto::frame::frame(&proto::codec::encode(&unasked).unwrap()).unwrap();
+    let mut trailing = proto::codec::encode(&Answer::Push(delta(Vec::new(), 9))).unwrap();
+    trailing.push(0);
+    let trailing = proto::frame::frame(&trailing).unwrap();
+    let all = [oversized, announced_only, garbage, empty, unasked, trailing];
+    for (count, raw) in (1..).zip(all) {
         stage.home.broker.send(Sent::Raw(raw));
         let view = until(&handle, |view| view.refused.count(Cause::Garbage) >= count).await;
         stage.check(&view, "garbage");
