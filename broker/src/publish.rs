@@ -131,11 +131,15 @@ fn check_quota(broker: &Broker, record: &Record) -> Result<(), Refusal> {
 }
 
 /// The store may be ahead of the register: a holder that has just taken the name is not listed yet,
-/// and must not be judged gone for that. One that is revoked never is.
+/// and must not be judged gone for that. One that is revoked is set aside.
 async fn await_listing(broker: &Broker, holder: &PublicKey) {
     let mut changed = broker.watch();
+    let is_known = || {
+        let register = broker.register();
+        register.listed(holder).is_some() || register.is_set_aside(holder)
+    };
     let listed = async {
-        while broker.register().listed(holder).is_none() {
+        while !is_known() {
             if changed.changed().await.is_err() {
                 return;
             }
@@ -158,12 +162,15 @@ fn take_over(
     if record.presence().is_none() {
         return Ok(None);
     }
-    // One that is withdrawn or revoked is not listed as present and holds nothing.
-    let is_present = broker
-        .register()
-        .listed(&holder)
-        .is_some_and(|listed| !listed.withdrawn);
-    if !life::name_may_move(broker.unheard_for(&holder), !is_present) {
+    let left = {
+        let register = broker.register();
+        // One that is not known here yet is judged by when it was heard, as any other.
+        match register.listed(&holder) {
+            Some(listed) => listed.withdrawn,
+            None => register.is_set_aside(&holder),
+        }
+    };
+    if !life::name_may_move(broker.unheard_for(&holder), left) {
         return Err(name_taken(broker, &holder));
     }
     info!(

@@ -330,6 +330,11 @@ impl Register {
         self.items.get(identity)?.listed.as_ref()
     }
 
+    /// Its record is here, and counts for nothing as the ledger is.
+    pub(crate) fn is_set_aside(&self, identity: &PublicKey) -> bool {
+        self.set_aside.contains_key(identity)
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.order.len() - self.gone.len()
     }
