@@ -1,6 +1,8 @@
 //! Tells a gateway its outer address: answers datagrams of sessions that asked for it over TLS,
 //! with as many bytes as came and to where they came from.
 
+mod socket;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::metrics::Metrics;
 use crate::pace::Bucket;
+use socket::{AskedSocket, Way};
 
 /// Of one session: some at once when a gateway starts, then two a second.
 const AT_ONCE: u32 = 16;
@@ -85,26 +88,31 @@ impl Drop for Leave {
 
 /// Answers until it is dropped. An error of one datagram is no reason to end.
 pub(crate) async fn serve(socket: UdpSocket, askers: Arc<Askers>, metrics: Arc<Metrics>) {
+    let socket = match AskedSocket::new(socket) {
+        Ok(socket) => socket,
+        Err(error) => return warn!("there is no reflector: cannot set its socket up: {error}"),
+    };
     // One byte more than is answered, so that what is longer is seen to be.
     let mut datagram = [0; reflect::LENGTH + 1];
     loop {
-        match socket.recv_from(&mut datagram).await {
-            Ok((length, from)) => match askers.answer(&datagram[..length], from, Instant::now()) {
-                Some(answer) => send(&socket, &answer, from, &metrics),
-                None => drop(metrics.not_reflected.inc()),
-            },
+        match socket.receive(&mut datagram).await {
+            Ok((length, way)) => {
+                match askers.answer(&datagram[..length], way.from, Instant::now()) {
+                    Some(answer) => send(&socket, &answer, &way, &metrics),
+                    None => drop(metrics.not_reflected.inc()),
+                }
+            }
             Err(error) => pause_after(&error).await,
         }
     }
 }
 
-/// A full socket buffer loses the answer, as the network may.
-fn send(socket: &UdpSocket, answer: &[u8], to: SocketAddr, metrics: &Metrics) {
-    match socket.try_send_to(answer, to) {
-        Ok(_) => drop(metrics.reflected.inc()),
+fn send(socket: &AskedSocket, answer: &[u8], way: &Way, metrics: &Metrics) {
+    match socket.try_answer(answer, way) {
+        Ok(()) => drop(metrics.reflected.inc()),
         Err(error) => {
             metrics.not_reflected.inc();
-            debug!("reflector: cannot answer {to}: {error}");
+            debug!("reflector: cannot answer {}: {error}", way.from);
         }
     }
 }
