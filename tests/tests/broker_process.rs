@@ -141,9 +141,8 @@ fn it_runs_without_the_authority_says_where_the_key_lies_and_that_it_is_shut_out
     mesh.token("paris", "10.1.0.0/16", &[]).unwrap();
 }
 
-/// A path of the broker's own that leads to the authority: whoever followed it has been there.
 #[test]
-fn it_cannot_read_the_authority_by_any_path() {
+fn it_follows_no_link_from_its_directory_to_the_authority() {
     let mut mesh = Mesh::at_rest("path").unwrap();
     let own = mesh.brokers[0].state.join("broker/ledger");
     fs::remove_file(&own).unwrap();
