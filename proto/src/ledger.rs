@@ -31,6 +31,7 @@ use line::{Line, Place};
 /// How much of what a replaced authority signed beside its replacement is kept. It means nothing,
 /// so its owner must not be able to fill memory with it.
 pub const MAX_VOID: usize = 4096;
+pub const MAX_VOID_BYTES: usize = 4 << 20;
 
 /// What entry 0 has in place of an entry before it.
 pub const NOTHING_BEFORE: Hash = Hash([0; 32]);
@@ -191,6 +192,16 @@ impl Ledger {
         &self.charter
     }
 
+    /// Whether an entry belongs here, at the cost of one signature: [`Ledger::insert`] would take
+    /// it, or knows it.
+    pub fn check(&self, entry: &SignedEntry) -> Result<(), LedgerError> {
+        if self.index.contains_key(&entry.hash()) {
+            return Ok(());
+        }
+        let link = self.link(entry.clone())?;
+        self.place_beside(&link).map(|_| ())
+    }
+
     /// Takes an entry if the one it follows is here and the right key has signed it.
     pub fn insert(&mut self, entry: SignedEntry) -> Result<Inserted, LedgerError> {
         if let Some(&at) = self.index.get(&entry.hash()) {
@@ -201,16 +212,11 @@ impl Ledger {
             return Ok(Inserted::Known);
         }
         let link = self.link(entry)?;
-        let place = self.line.place_beside(&self.links, &link);
-        if place == Some(Place::Void) && self.line.void >= MAX_VOID {
-            return Err(LedgerError::Void {
-                number: link.number(),
-            });
-        }
+        let place = self.place_beside(&link)?;
         let goes_on = self.line.goes_on(&self.links, &link);
         let at = self.add(link);
         match place {
-            Some(place) => self.line.extend_beside(place),
+            Some(place) => self.line.extend_beside(&self.links, place),
             None if goes_on => {
                 self.line.extend();
                 self.charter.apply(&self.links[at].signed);
@@ -221,6 +227,19 @@ impl Ledger {
             }
         }
         Ok(Inserted::New)
+    }
+
+    fn place_beside(&self, link: &Link) -> Result<Option<Place>, LedgerError> {
+        let place = self.line.place_beside(&self.links, link);
+        let length = link.signed.bytes().len();
+        let is_too_much =
+            self.line.void >= MAX_VOID || self.line.void_bytes + length > MAX_VOID_BYTES;
+        if place == Some(Place::Void) && is_too_much {
+            return Err(LedgerError::Void {
+                number: link.number(),
+            });
+        }
+        Ok(place)
     }
 
     fn add(&mut self, link: Link) -> usize {
@@ -248,13 +267,14 @@ impl Ledger {
             .index
             .get(&entry.previous)
             .ok_or(LedgerError::Orphan { number })?;
+        // First of all, so that nothing else is done for whoever is not the authority.
+        self.check_signature(&signed, Some(parent))?;
         let settles = self.settles(entry, parent)?;
         let before = settles.map_or(0, |settles| self.links[settles.other].number());
         let before = before.max(self.links[parent].number());
         if before.checked_add(1) != Some(number) {
             return Err(LedgerError::Number { number });
         }
-        self.check_signature(&signed, Some(parent))?;
         let (authority, recovery) = match entry.body {
             Body::Authority {
                 authority,

@@ -13,6 +13,7 @@ pub(super) struct Line {
     /// The heads of the branches above it when it is forked.
     pub(super) branches: Vec<usize>,
     pub(super) void: usize,
+    pub(super) void_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +61,10 @@ impl Line {
         let branches = (0..links.len())
             .filter(|at| forked && is_branch(at) && !links[*at].children.iter().any(is_branch))
             .collect();
+        let void = || (0..links.len()).filter(|at| places[*at] == Place::Void);
         Line {
-            void: places.iter().filter(|place| **place == Place::Void).count(),
+            void: void().count(),
+            void_bytes: void().map(|at| links[at].signed.bytes().len()).sum(),
             branches,
             places,
             head,
@@ -72,10 +75,8 @@ impl Line {
     /// judged anew. `None` when that cannot be told at a glance.
     pub(super) fn place_beside(&self, links: &[Link], link: &Link) -> Option<Place> {
         let parent = link.parent?;
-        if matches!(
-            link.body(),
-            Body::Authority { .. } | Body::Settlement { .. }
-        ) {
+        // A settlement that is void settles nothing.
+        if link.changes_authority() {
             return None;
         }
         let void = match self.places[parent] {
@@ -125,8 +126,12 @@ impl Line {
         self.places.push(Place::Line);
     }
 
-    pub(super) fn extend_beside(&mut self, place: Place) {
-        self.void += usize::from(place == Place::Void);
+    /// For the last of the links.
+    pub(super) fn extend_beside(&mut self, links: &[Link], place: Place) {
+        if place == Place::Void {
+            self.void += 1;
+            self.void_bytes += links.last().map_or(0, |link| link.signed.bytes().len());
+        }
         self.places.push(place);
     }
 }

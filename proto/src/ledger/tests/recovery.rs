@@ -190,6 +190,34 @@ fn a_thief_cannot_fill_memory_with_what_holds_nowhere() {
 }
 
 #[test]
+fn a_thief_cannot_fill_memory_with_few_large_entries_or_with_settlements_either() {
+    let below = genesis();
+    let change = after_by(&below, recover(0, &key(70)), &recovery(0));
+    let mut ledger = ledger_of(&[&below, &change]);
+    let large = |number: u64| after(&below, revoke(&vec![node(number); 4096]));
+    let taken = (0..100)
+        .take_while(|number| ledger.insert(large(*number)).is_ok())
+        .count();
+    assert!(
+        taken > 0 && taken <= MAX_VOID_BYTES / (4096 * 32),
+        "{taken}"
+    );
+    ledger
+        .insert(after_by(&change, grant("a", &[]), &key(70)))
+        .unwrap();
+
+    let mut ledger = ledger_of(&[&below, &change]);
+    let stolen = after(&below, grant("thief", &[]));
+    ledger.insert(stolen.clone()).unwrap();
+    ledger.line.void = MAX_VOID;
+    let settling = settlement(&stolen, &change, &authority());
+    assert_eq!(
+        ledger.insert(settling),
+        Err(LedgerError::Void { number: 2 })
+    );
+}
+
+#[test]
 fn what_was_settled_before_a_recovery_keeps_what_it_revoked_and_grows_no_more() {
     let below = genesis();
     let kept = after(&below, grant("a", &[]));
