@@ -79,7 +79,7 @@ async fn take_grant(broker: &Arc<Broker>, entry: SignedEntry) -> Result<(), Refu
     if is_known() {
         return Ok(());
     }
-    match entries::take(broker, vec![entry]).await {
+    match entries::take(broker, vec![entry], entries::By::Anybody).await {
         Ok(()) if is_known() => Ok(()),
         Err(down @ Refusal::StoreDown { .. }) => Err(down),
         Ok(()) | Err(_) => Err(Refusal::GrantUnknown),

@@ -16,13 +16,22 @@ const MAX_ENTRY: usize = MAX_FRAME - 16 * 1024;
 /// Of the entries in one reply.
 const BUDGET: usize = MAX_FRAME - 32 * 1024;
 
+/// Who brings entries. They prove themselves, save to a broker that waits for its ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// The authority this broker was made for, or this host.
+    Authority,
+    Anybody,
+}
+
 /// Takes entries in, parents first, and answers with the heads that this broker has then.
 pub(crate) async fn put(
     broker: &Arc<Broker>,
     entries: Vec<Vec<u8>>,
+    by: By,
 ) -> Result<Vec<[u8; 32]>, Refusal> {
     let read = read(&entries)?;
-    take(broker, read).await?;
+    take(broker, read, by).await?;
     Ok(heads(broker))
 }
 
@@ -44,8 +53,12 @@ fn read(entries: &[Vec<u8>]) -> Result<Vec<SignedEntry>, Refusal> {
         .collect()
 }
 
-pub(crate) async fn take(broker: &Arc<Broker>, entries: Vec<SignedEntry>) -> Result<(), Refusal> {
-    let new = check(broker, entries)?;
+pub(crate) async fn take(
+    broker: &Arc<Broker>,
+    entries: Vec<SignedEntry>,
+    by: By,
+) -> Result<(), Refusal> {
+    let new = check(broker, entries, by)?;
     if new.is_empty() {
         return Ok(());
     }
@@ -55,7 +68,7 @@ pub(crate) async fn take(broker: &Arc<Broker>, entries: Vec<SignedEntry>) -> Res
 }
 
 /// Those that are not known yet, if all of them belong into the ledger.
-fn check(broker: &Broker, entries: Vec<SignedEntry>) -> Result<Vec<SignedEntry>, Refusal> {
+fn check(broker: &Broker, entries: Vec<SignedEntry>, by: By) -> Result<Vec<SignedEntry>, Refusal> {
     let register = broker.register();
     let known = register.mesh().map(|mesh| mesh.ledger());
     let is_known = |hash: &Hash| known.is_some_and(|ledger| ledger.entry(hash).is_some());
@@ -66,20 +79,18 @@ fn check(broker: &Broker, entries: Vec<SignedEntry>) -> Result<Vec<SignedEntry>,
     let Some(first) = new.first() else {
         return Ok(new);
     };
-    // Before a copy of the ledger is made: anybody can name a parent that is not here.
-    if first.entry().number != 0 && !is_known(&first.entry().previous) {
-        return Err(Refusal::BadLedger {
-            why: LedgerError::Orphan {
-                number: first.entry().number,
-            }
-            .to_string(),
-        });
-    }
     let mut ledger = match (known, register.mesh_id()) {
-        (Some(ledger), _) => ledger.clone(),
+        (Some(ledger), _) => {
+            // Before a copy is made: anybody can name a parent that is here.
+            ledger.check(first).map_err(|error| bad(&error))?;
+            ledger.clone()
+        }
         (None, Some(mesh)) => Ledger::new(mesh),
         // A waiting broker learns from entry 0 which mesh it is of.
-        (None, None) => Ledger::new(first.hash()),
+        (None, None) => {
+            check_beginning(broker, first, by)?;
+            Ledger::new(first.hash())
+        }
     };
     for entry in &new {
         let length = entry.bytes().len();
@@ -88,22 +99,49 @@ fn check(broker: &Broker, entries: Vec<SignedEntry>) -> Result<Vec<SignedEntry>,
                 why: format!("an entry of {length} bytes, which fits no frame"),
             });
         }
-        ledger
-            .insert(entry.clone())
-            .map_err(|error| Refusal::BadLedger {
-                why: error.to_string(),
-            })?;
+        ledger.insert(entry.clone()).map_err(|error| bad(&error))?;
     }
     let authorities = &ledger.charter().authorities;
     if known.is_none() && !authorities.contains(&broker.authority) {
-        return Err(Refusal::BadLedger {
-            why: format!(
-                "this broker was made for a mesh of authority {}, which is none of this ledger",
-                broker.authority
-            ),
-        });
+        return Err(foreign(broker));
     }
     Ok(new)
+}
+
+/// Anybody can begin a mesh and then change its authority to a key that is not theirs, for that
+/// needs no word of the key. So who is not the authority must bring the mesh that it began.
+fn check_beginning(broker: &Broker, first: &SignedEntry, by: By) -> Result<(), Refusal> {
+    let began = match &first.entry().body {
+        Body::Genesis { authority, .. } => *authority == broker.authority,
+        Body::Grant(_)
+        | Body::Prefixes { .. }
+        | Body::Revocation { .. }
+        | Body::SiteRevoked { .. }
+        | Body::Broker(_)
+        | Body::BrokerRemoved { .. }
+        | Body::Authority { .. }
+        | Body::Settlement { .. } => false,
+    };
+    if began || by == By::Authority {
+        Ok(())
+    } else {
+        Err(foreign(broker))
+    }
+}
+
+fn foreign(broker: &Broker) -> Refusal {
+    Refusal::BadLedger {
+        why: format!(
+            "this broker was made for a mesh of authority {}, which is none of this ledger",
+            broker.authority
+        ),
+    }
+}
+
+fn bad(why: &LedgerError) -> Refusal {
+    Refusal::BadLedger {
+        why: why.to_string(),
+    }
 }
 
 /// What is not behind these heads, as much as fits.

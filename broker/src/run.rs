@@ -327,7 +327,7 @@ async fn load(store: &dyn Store) -> Result<Contents, Error> {
 /// Takes in what commands on this host have left while the broker was not running.
 async fn import(broker: &Arc<Broker>) -> Result<(), Error> {
     let left = broker.directory().ledger()?;
-    let refused = match entries::take(broker, left).await {
+    let refused = match entries::take(broker, left, entries::By::Authority).await {
         Ok(()) => return Ok(()),
         // Served from what is there; the entries are taken in at the next start.
         Err(Refusal::StoreDown { .. }) => return Ok(()),

@@ -61,7 +61,7 @@ enum Caller {
         _place: OwnedSemaphorePermit,
     },
     Node(Node),
-    Authority,
+    Authority(PublicKey),
     /// An operator on this host.
     Local,
 }
@@ -177,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.heard = Instant::now();
         let most = match self.caller {
             Caller::Local => MAX_FRAME,
-            Caller::Stranger | Caller::Carrier { .. } | Caller::Node(_) | Caller::Authority => {
+            Caller::Stranger | Caller::Carrier { .. } | Caller::Node(_) | Caller::Authority(_) => {
                 MAX_FIRST
             }
         };
@@ -213,7 +213,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         match self.caller {
             Caller::Stranger => self.heard + FIRST_MESSAGE,
             Caller::Carrier { until, .. } => until,
-            Caller::Node(_) | Caller::Authority | Caller::Local => self.heard + IDLE,
+            Caller::Node(_) | Caller::Authority(_) | Caller::Local => self.heard + IDLE,
         }
     }
 
@@ -246,7 +246,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     fn is_known(&self) -> bool {
         match self.caller {
-            Caller::Node(_) | Caller::Authority | Caller::Local => true,
+            Caller::Node(_) | Caller::Authority(_) | Caller::Local => true,
             Caller::Stranger | Caller::Carrier { .. } => false,
         }
     }
@@ -275,7 +275,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 node.site,
                 self.link.peer
             ),
-            Caller::Stranger | Caller::Carrier { .. } | Caller::Authority | Caller::Local => {
+            Caller::Stranger | Caller::Carrier { .. } | Caller::Authority(_) | Caller::Local => {
                 debug!("{}: closed: {why}", self.link.peer);
             }
         }

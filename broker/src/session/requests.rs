@@ -31,6 +31,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Err(wait) = self.requests.take(std::time::Instant::now()) {
             return Reply::Refused(too_often(wait));
         }
+        if let Caller::Authority(key) = self.caller
+            && !matches!(request, Request::PutLedger { .. })
+            && !self.is_in_force(&key)
+        {
+            self.caller = Caller::Stranger;
+            self.seat = None;
+            return Reply::Refused(Refusal::NotAllowed);
+        }
         let reply = match request {
             Request::Enrol(asked) => self.enrol(&asked).await,
             Request::Authenticate(asked) => self.authenticate(&asked),
@@ -40,12 +48,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
             Request::PutLedger { entries } => self.put_ledger(entries).await,
             Request::Reflect => self.reflect(),
-            Request::Ping => Ok(Reply::Pong),
-            Request::Ledger { .. } | Request::ListNodes { .. } | Request::ListUses { .. }
+            // A stranger has a first message, and must not stay by others.
+            Request::Ping
+            | Request::Ledger { .. }
+            | Request::ListNodes { .. }
+            | Request::ListUses { .. }
                 if !self.is_known() =>
             {
                 Err(Refusal::NotAllowed)
             }
+            Request::Ping => Ok(Reply::Pong),
             Request::Ledger { heads } => Ok(entries::missing(&self.broker, &heads)),
             Request::ListNodes { after } => Ok(self.list_nodes(after)),
             Request::ListUses { after } => {
@@ -56,6 +68,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
         };
         reply.unwrap_or_else(Reply::Refused)
+    }
+
+    fn is_in_force(&self, authority: &PublicKey) -> bool {
+        let register = self.broker.register();
+        register
+            .mesh()
+            .map_or(*authority == self.broker.authority, |mesh| {
+                mesh.charter().authority == Some(*authority)
+            })
     }
 
     fn check_hello_mesh(&self) -> Result<(), Refusal> {
@@ -227,7 +248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             self.link.pass = None;
             info!("the authority is at {}", self.link.peer);
             self.seat = Some(Seat::take(&self.broker, None));
-            self.caller = Caller::Authority;
+            self.caller = Caller::Authority(key);
             self.requests = super::requests_of_known();
             self.frames.allow(MAX_FRAME);
             return Ok(());
@@ -258,6 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     async fn put_ledger(&mut self, entries: Vec<Vec<u8>>) -> Result<Reply, Refusal> {
+        let mut by = entries::By::Anybody;
         match self.caller {
             Caller::Stranger => return Err(Refusal::NotAllowed),
             // Each costs a copy of the ledger, whatever it brings.
@@ -265,9 +287,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 .ledgers
                 .take(std::time::Instant::now())
                 .map_err(too_often)?,
-            Caller::Authority | Caller::Local => {}
+            Caller::Authority(_) | Caller::Local => by = entries::By::Authority,
         }
-        let heads = entries::put(&self.broker, entries).await?;
+        let heads = entries::put(&self.broker, entries, by).await?;
         if let Caller::Carrier {
             authority: Some(key),
             ..

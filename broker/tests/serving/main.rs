@@ -10,6 +10,7 @@ mod cast;
 mod client;
 mod crowding;
 mod fencing;
+mod hostile;
 mod joining;
 mod publishing;
 mod sharing;
