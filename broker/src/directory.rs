@@ -21,7 +21,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::store::StoreError;
-use crate::store::etcd::{EtcdStore, Location};
+use crate::store::etcd::{Access, AccessError, AccessFiles, BadLocation, EtcdStore, Location};
 use crate::store::redb::RedbStore;
 
 use files::{Staged, failed};
@@ -76,8 +76,10 @@ pub enum DirectoryError {
     Inside { authority: PathBuf, path: PathBuf },
     #[error("the store cannot be used: {0}")]
     Store(#[from] StoreError),
-    #[error("the store {0} cannot be used: give `redb` or `etcd://HOST:PORT,HOST:PORT/PREFIX`")]
-    StoreUrl(String),
+    #[error("{0}")]
+    Access(#[from] AccessError),
+    #[error("the store {0} cannot be used: give `redb`, or an etcd. {1}")]
+    StoreUrl(String, BadLocation),
 }
 
 /// Where a broker keeps what it is told.
@@ -85,7 +87,7 @@ pub enum DirectoryError {
 pub enum StoreUrl {
     /// One file in the broker's directory.
     Redb,
-    /// `etcd://HOST:PORT,HOST:PORT/PREFIX`
+    /// `etcds://HOST:PORT,HOST:PORT/PREFIX`, and what etcd asks for besides.
     Etcd(Location),
 }
 
@@ -131,6 +133,9 @@ struct Written {
     authority: String,
     store_id: String,
     store: String,
+    /// Names of files, never what is in them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    etcd: Option<AccessFiles>,
     authority_directory: Option<PathBuf>,
 }
 
@@ -219,13 +224,14 @@ pub fn claim_store(store: &StoreUrl) -> Result<StoreId, DirectoryError> {
 
 /// On a thread of its own, since the caller may or may not be within a runtime.
 fn claim_etcd(location: &Location, fresh: StoreId) -> Result<StoreId, DirectoryError> {
+    let access = Access::read(location)?;
     thread::scope(|scope| {
         let asked = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(failed("start", Path::new("a runtime")))?;
-            Ok(runtime.block_on(EtcdStore::ensure(location, fresh))?)
+            Ok(runtime.block_on(EtcdStore::ensure(location, &access, fresh))?)
         });
         asked
             .join()
@@ -320,6 +326,10 @@ impl About {
             authority: self.authority.to_string(),
             store_id: self.store_id.to_string(),
             store: self.store.to_string(),
+            etcd: match &self.store {
+                StoreUrl::Redb => None,
+                StoreUrl::Etcd(location) => Some(location.access.clone()),
+            },
             authority_directory: self.authority_directory.clone(),
         };
         let mut text =
@@ -365,9 +375,31 @@ impl About {
                 .parse()
                 .map_err(|error| format!("its authority is no key: {error}"))?,
             store_id: StoreId(store_id),
-            store: written.store.parse().map_err(|error| format!("{error}"))?,
+            store: written.store()?,
             authority_directory: written.authority_directory.clone(),
         })
+    }
+}
+
+impl Written {
+    fn store(&self) -> Result<StoreUrl, String> {
+        let store: StoreUrl = self.store.parse().map_err(|error| format!("{error}"))?;
+        store
+            .with(self.etcd.clone().unwrap_or_default())
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl StoreUrl {
+    /// With what etcd asks for besides, where it is given; the rest stays.
+    pub fn with(self, access: AccessFiles) -> Result<StoreUrl, AccessError> {
+        match self {
+            StoreUrl::Redb => access.check_empty().map(|()| StoreUrl::Redb),
+            StoreUrl::Etcd(mut location) => {
+                location.access = access.absolute()?.or(location.access);
+                Ok(StoreUrl::Etcd(location))
+            }
+        }
     }
 }
 
@@ -380,7 +412,7 @@ impl FromStr for StoreUrl {
         }
         text.parse()
             .map(StoreUrl::Etcd)
-            .map_err(|_| DirectoryError::StoreUrl(text.to_owned()))
+            .map_err(|why| DirectoryError::StoreUrl(text.to_owned(), why))
     }
 }
 

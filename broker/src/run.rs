@@ -31,7 +31,7 @@ use crate::http;
 use crate::pace::Bucket;
 use crate::reflector;
 use crate::register::{LoadError, Register};
-use crate::store::etcd::EtcdStore;
+use crate::store::etcd::{Access, AccessError, AccessFiles, EtcdStore, Location};
 use crate::store::redb::RedbStore;
 use crate::store::{Contents, Store, StoreError};
 use crate::tls::{self, TlsError};
@@ -58,6 +58,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Another store than the one the directory names.
     pub store: Option<StoreUrl>,
+    /// What a store in etcd asks for; what is left out is as the directory names it.
+    pub etcd: AccessFiles,
     /// Metrics and health; `None` for neither.
     pub http: Option<SocketAddr>,
     /// Datagrams of gateways whose paths fail.
@@ -96,6 +98,8 @@ pub enum Error {
     Fence(#[from] landlock::RulesetError),
     #[error("the store cannot be used: {0}")]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error("{0}")]
     Ledger(String),
     #[error("{0}")]
@@ -108,6 +112,8 @@ pub fn run(options: Options, ready: impl FnOnce(&Serving)) -> Result<(), Error> 
     let directory = directory::open(&options.state_directory)?;
     sockets::make_runtime_directory(&options.runtime_directory)?;
     harden();
+    // Its files need not lie where the broker can read.
+    let wanted = Wanted::read(&options, &directory)?;
     let own = [directory.path(), options.runtime_directory.as_path()];
     // Looked for before the fence hides it.
     let near = near(&options, &directory);
@@ -126,7 +132,7 @@ pub fn run(options: Options, ready: impl FnOnce(&Serving)) -> Result<(), Error> 
     let prepared = Prepared {
         options,
         directory,
-        store: None,
+        wanted,
         authority_near: near.is_some(),
     };
     prepared.serve(ready, stop_signal())
@@ -151,10 +157,14 @@ pub fn serve_on(
     let directory = directory::open(&options.state_directory)?;
     sockets::make_runtime_directory(&options.runtime_directory)?;
     let near = near(&options, &directory);
+    let wanted = match store {
+        Some(store) => Wanted::Given(store),
+        None => Wanted::read(&options, &directory)?,
+    };
     let prepared = Prepared {
         options,
         directory,
-        store,
+        wanted,
         authority_near: near.is_some(),
     };
     prepared.serve(ready, stop)
@@ -173,9 +183,29 @@ fn real(path: &Path) -> PathBuf {
 struct Prepared {
     options: Options,
     directory: Directory,
-    /// Instead of the one that options or directory name.
-    store: Option<Arc<dyn Store>>,
+    wanted: Wanted,
     authority_near: bool,
+}
+
+/// The store to be opened, with all that is read from files outside the fence.
+enum Wanted {
+    File,
+    Etcd(Box<Location>, Access),
+    /// By the caller, instead of the one that options or directory name.
+    Given(Arc<dyn Store>),
+}
+
+impl Wanted {
+    fn read(options: &Options, directory: &Directory) -> Result<Wanted, AccessError> {
+        let url = options.store.as_ref().unwrap_or(&directory.about().store);
+        Ok(match url.clone().with(options.etcd.clone())? {
+            StoreUrl::Redb => Wanted::File,
+            StoreUrl::Etcd(location) => {
+                let access = Access::read(&location)?;
+                Wanted::Etcd(Box::new(location), access)
+            }
+        })
+    }
 }
 
 impl Prepared {
@@ -206,10 +236,7 @@ impl Prepared {
         let tls = tls::server(&key)?;
         let url = self.options.store.clone();
         let url = url.unwrap_or_else(|| directory.about().store.clone());
-        let store = match self.store {
-            Some(store) => store,
-            None => open_store(&directory, &url).await?,
-        };
+        let store = open_store(&directory, self.wanted).await?;
         let mut register = Register::new(directory.about().mesh);
         let contents = load(&*store).await?;
         register
@@ -288,18 +315,19 @@ struct Started {
 }
 
 /// Waits for etcd; a file is there or not.
-async fn open_store(directory: &Directory, url: &StoreUrl) -> Result<Arc<dyn Store>, Error> {
+async fn open_store(directory: &Directory, wanted: Wanted) -> Result<Arc<dyn Store>, Error> {
     let id = directory.about().store_id;
-    let location = match url {
-        StoreUrl::Redb => return Ok(Arc::new(RedbStore::open(&directory.store_path(), id)?)),
-        StoreUrl::Etcd(location) => location,
+    let (location, access) = match wanted {
+        Wanted::Given(store) => return Ok(store),
+        Wanted::File => return Ok(Arc::new(RedbStore::open(&directory.store_path(), id)?)),
+        Wanted::Etcd(location, access) => (location, access),
     };
     let mut complaints = Bucket::new(1, COMPLAINT);
     loop {
-        match EtcdStore::connect(location.clone(), id).await {
+        match EtcdStore::connect((*location).clone(), &access, id).await {
             Err(StoreError::Down(why)) => {
                 if complaints.take(Instant::now()).is_ok() {
-                    warn!("{location} cannot be reached, trying again: {why}");
+                    warn!("{location} cannot be used yet, trying again: {why}");
                 }
                 sleep(STORE_AGAIN).await;
             }

@@ -2,9 +2,12 @@
 //!
 //! Every read is linearizable. A revision is etcd's. Liveness of a broker is its lease.
 
+mod access;
 mod client;
+mod dial;
 mod keys;
 mod lease;
+mod login;
 mod reading;
 mod watch;
 mod wire;
@@ -16,7 +19,8 @@ use std::time::Duration;
 use proto::entry::{SignedEntry, StoreId};
 use proto::key::{Hash, PublicKey, SigningKey};
 
-use self::client::Client;
+pub use self::access::{Access, AccessError, AccessFiles};
+use self::client::{CallError, Client};
 pub use self::keys::{BadLocation, Location};
 use self::lease::{Connections, Keeper};
 use self::watch::Watch;
@@ -44,8 +48,12 @@ pub struct EtcdStore {
 
 impl EtcdStore {
     /// Makes the store there if there is none; returns the id of the one that is there.
-    pub async fn ensure(location: &Location, proposed: StoreId) -> Result<StoreId, StoreError> {
-        let client = Client::new(location.endpoints.clone());
+    pub async fn ensure(
+        location: &Location,
+        access: &Access,
+        proposed: StoreId,
+    ) -> Result<StoreId, StoreError> {
+        let client = Client::new(location, access);
         let mut epoch = [0; 16];
         getrandom::fill(&mut epoch).map_err(|error| {
             StoreError::Down(format!("the system gives no random numbers: {error}"))
@@ -54,7 +62,8 @@ impl EtcdStore {
         txn.unchanged(&location.store(), 0)
             .put(&location.store(), proposed.0)
             .put(&location.epoch(), epoch);
-        let _: TxnAnswer = client.call("/v3/kv/txn", &txn.request()).await?;
+        let made: Result<TxnAnswer, CallError> = client.call("/v3/kv/txn", &txn.request()).await;
+        made.map_err(|error| not_made(location, error))?;
         find_store(location, &client).await?.ok_or_else(|| {
             StoreError::Down(format!(
                 "{location} lost what was just written; see to etcd"
@@ -63,17 +72,22 @@ impl EtcdStore {
     }
 
     /// The store that [`EtcdStore::ensure`] found or made. Needs a runtime, as long as it lives.
-    pub async fn connect(location: Location, store: StoreId) -> Result<EtcdStore, StoreError> {
-        EtcdStore::connect_with(location, store, TIME_TO_LIVE).await
+    pub async fn connect(
+        location: Location,
+        access: &Access,
+        store: StoreId,
+    ) -> Result<EtcdStore, StoreError> {
+        EtcdStore::connect_with(location, access, store, TIME_TO_LIVE).await
     }
 
     /// etcd gives no lease shorter than one and a half election times.
     pub async fn connect_with(
         location: Location,
+        access: &Access,
         store: StoreId,
         time_to_live: Duration,
     ) -> Result<EtcdStore, StoreError> {
-        let client = Arc::new(Client::new(location.endpoints.clone()));
+        let client = Arc::new(Client::new(&location, access));
         let connections = Arc::new(Connections::new(
             Arc::clone(&client),
             location.clone(),
@@ -170,6 +184,17 @@ impl Store for EtcdStore {
     fn heard(&self, heard: Vec<(PublicKey, Heard)>) -> Doing<'_, ()> {
         Box::pin(async move { self.connections.say(&heard).await })
     }
+}
+
+/// Nobody tries it again by themselves.
+fn not_made(location: &Location, error: CallError) -> StoreError {
+    let reason = match error {
+        CallError::Down(reasons) => reasons,
+        CallError::Refused(failure) => failure.message,
+    };
+    StoreError::Down(format!(
+        "{location} cannot be used: {reason}. Put it right and repeat the command"
+    ))
 }
 
 async fn find_store(location: &Location, client: &Client) -> Result<Option<StoreId>, StoreError> {

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use broker::directory::{self, About, New, StoreUrl};
 use broker::run::{self, Error, Options, Serving};
 use broker::store::Store;
+use broker::store::etcd::AccessFiles;
 use proto::entry::{Body, Broker, Entry, Grant, GrantRole, Role, SignedEntry, StoreId, Uses};
 use proto::key::{Hash, MeshId, PublicKey, SigningKey, WireguardKey};
 use proto::ledger::Ledger;
@@ -283,6 +284,7 @@ fn spawn(state: &std::path::Path, store: Option<Arc<dyn Store>>) -> Spawned {
         runtime_directory: state.join("run"),
         listen: "127.0.0.1:0".parse().unwrap(),
         store: None,
+        etcd: AccessFiles::default(),
         http: Some("127.0.0.1:0".parse().unwrap()),
         relay: false,
     };

@@ -24,6 +24,7 @@ fn a_broker_does_not_start_where_it_could_not_shut_itself_out_of_the_authority()
         runtime_directory: state.clone(),
         listen: "127.0.0.1:0".parse().unwrap(),
         store: None,
+        etcd: Default::default(),
         http: None,
         relay: false,
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use broker::store::etcd::{EtcdStore, Location};
+use broker::store::etcd::{Access, EtcdStore, Location};
 use broker::store::{Published, Store, StoreError};
 use nix::sys::signal::Signal;
 use proto::entry::{StoreId, Uses};
@@ -19,8 +19,10 @@ const TIME_TO_LIVE: Duration = Duration::from_secs(2);
 
 async fn connect(etcd: &Etcd, prefix: &str) -> EtcdStore {
     let location = etcd.url(prefix).parse().unwrap();
-    EtcdStore::ensure(&location, STORE).await.unwrap();
-    EtcdStore::connect_with(location, STORE, TIME_TO_LIVE)
+    EtcdStore::ensure(&location, &Access::default(), STORE)
+        .await
+        .unwrap();
+    EtcdStore::connect_with(location, &Access::default(), STORE, TIME_TO_LIVE)
         .await
         .unwrap()
 }
@@ -314,7 +316,9 @@ async fn what_is_in_etcd_must_be_this_brokers_store() {
         return;
     };
     let location: Location = etcd.url("mine").parse().unwrap();
-    let missing = EtcdStore::connect(location.clone(), STORE).await.map(drop);
+    let missing = EtcdStore::connect(location.clone(), &Access::default(), STORE)
+        .await
+        .map(drop);
     let Err(StoreError::Damaged(text)) = missing else {
         panic!("{missing:?}");
     };
@@ -322,12 +326,22 @@ async fn what_is_in_etcd_must_be_this_brokers_store() {
         text.contains("holds no store") && text.contains("backup"),
         "{text}"
     );
-    assert_eq!(EtcdStore::ensure(&location, STORE).await, Ok(STORE));
+    assert_eq!(
+        EtcdStore::ensure(&location, &Access::default(), STORE).await,
+        Ok(STORE)
+    );
     let other = StoreId([3; 16]);
-    assert_eq!(EtcdStore::ensure(&location, other).await, Ok(STORE));
-    let wrong = EtcdStore::connect(location.clone(), other).await.map(drop);
+    assert_eq!(
+        EtcdStore::ensure(&location, &Access::default(), other).await,
+        Ok(STORE)
+    );
+    let wrong = EtcdStore::connect(location.clone(), &Access::default(), other)
+        .await
+        .map(drop);
     assert!(matches!(wrong, Err(StoreError::Damaged(_))), "{wrong:?}");
-    let store = EtcdStore::connect(location, STORE).await.unwrap();
+    let store = EtcdStore::connect(location, &Access::default(), STORE)
+        .await
+        .unwrap();
     let epoch = store.load().await.unwrap().epoch;
     assert_eq!(store.load().await.unwrap().epoch, epoch);
 }
@@ -335,7 +349,9 @@ async fn what_is_in_etcd_must_be_this_brokers_store() {
 #[tokio::test]
 async fn an_unreachable_etcd_is_named_with_every_endpoint() {
     let location: Location = "etcd://127.0.0.1:1,127.0.0.1:2/x".parse().unwrap();
-    let down = EtcdStore::connect(location, STORE).await.map(drop);
+    let down = EtcdStore::connect(location, &Access::default(), STORE)
+        .await
+        .map(drop);
     let Err(StoreError::Down(text)) = down else {
         panic!("{down:?}");
     };

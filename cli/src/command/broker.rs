@@ -1,5 +1,6 @@
 //! `causeway broker init | run | add | remove | list`.
 
+mod etcd;
 mod init;
 
 use std::net::SocketAddr;
@@ -45,9 +46,11 @@ pub(crate) struct Run {
         default_value = "[::]:7800"
     )]
     listen: SocketAddr,
-    /// Another store than `broker init` chose: redb, or etcd://H:P,H:P/PREFIX.
+    /// Another store than `broker init` chose: redb, or etcds://H:P,H:P/PREFIX (etcd:// without TLS).
     #[arg(long, value_name = "STORE", env = "CAUSEWAY_STORE", value_parser = store)]
     store: Option<StoreUrl>,
+    #[command(flatten)]
+    etcd: etcd::Etcd,
     /// Metrics and health, for this machine only; `off` for neither.
     #[arg(long, value_name = "ADDRESS:PORT", env = "CAUSEWAY_HTTP", value_parser = http, default_value = "127.0.0.1:7880")]
     http: Http,
@@ -135,6 +138,7 @@ fn serve(arguments: Run) -> anyhow::Result<()> {
         runtime_directory: arguments.directories.runtime_dir,
         listen: arguments.listen,
         store: arguments.store,
+        etcd: arguments.etcd.into(),
         http: arguments.http.0,
         relay: !arguments.no_relay,
     };

@@ -10,8 +10,6 @@ mod hostile;
 #[cfg(test)]
 mod join;
 #[cfg(test)]
-mod leaving;
-#[cfg(test)]
 mod scratch;
 #[cfg(test)]
 mod with_broker;

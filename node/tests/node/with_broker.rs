@@ -52,6 +52,7 @@ impl Running {
             state_directory: state,
             listen: listen.parse().unwrap(),
             store: None,
+            etcd: Default::default(),
             http: None,
             relay: false,
         };

@@ -1,5 +1,7 @@
 //! HTTP to etcd's JSON gateway: one request, one answer, one of several endpoints, with deadlines.
+//! Where etcd asks for a login, every request carries its token.
 
+use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -7,14 +9,16 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::SendRequest;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::access::{Access, Tls};
+use super::dial::{Sender, dial, why};
+use super::keys::Location;
+use super::login::Login;
 use super::wire::Failure;
 use crate::store::StoreError;
 
@@ -27,17 +31,19 @@ const PAUSE: Duration = Duration::from_millis(50);
 const MAX_ANSWER: usize = 64 << 20;
 const IDLE_CONNECTIONS: usize = 16;
 
-type Sender = SendRequest<Full<Bytes>>;
-
 #[derive(Debug)]
 pub(super) struct Client {
     endpoints: Vec<Endpoint>,
     current: AtomicUsize,
+    login: Option<Login>,
+    /// For the text of errors.
+    prefix: String,
 }
 
 #[derive(Debug)]
 struct Endpoint {
     address: String,
+    tls: Option<Tls>,
     idle: Mutex<Vec<Sender>>,
 }
 
@@ -47,6 +53,7 @@ pub(super) struct Lines {
     body: Incoming,
     read: BytesMut,
     pub(super) endpoint: usize,
+    token: Option<HeaderValue>,
 }
 
 #[derive(Debug)]
@@ -58,16 +65,17 @@ pub(super) enum CallError {
 }
 
 impl Client {
-    pub(super) fn new(endpoints: Vec<String>) -> Client {
+    pub(super) fn new(location: &Location, access: &Access) -> Client {
+        let endpoint = |address: &String| Endpoint {
+            address: address.clone(),
+            tls: access.tls.clone(),
+            idle: Mutex::new(Vec::new()),
+        };
         Client {
-            endpoints: endpoints
-                .into_iter()
-                .map(|address| Endpoint {
-                    address,
-                    idle: Mutex::new(Vec::new()),
-                })
-                .collect(),
+            endpoints: location.endpoints.iter().map(endpoint).collect(),
             current: AtomicUsize::new(0),
+            login: access.user.clone().map(Login::new),
+            prefix: location.all(),
         }
     }
 
@@ -131,35 +139,71 @@ impl Client {
         path: &str,
         question: &Value,
     ) -> Result<T, CallError> {
-        let asked = timeout(ATTEMPT, self.ask(endpoint, path, question));
-        let bytes = match asked.await {
-            Ok(answered) => answered?,
-            Err(_) => {
-                return Err(CallError::Down(format!(
-                    "no answer within {} ms",
-                    ATTEMPT.as_millis()
-                )));
+        let token = self.token(endpoint).await?;
+        let first = self.call_as(endpoint, path, question, token.as_ref()).await;
+        let answered = match first {
+            Err(CallError::Refused(failure)) if failure.wants_login() && self.login.is_some() => {
+                self.renew_login(token.as_ref()).await;
+                let token = self.token(endpoint).await?;
+                self.call_as(endpoint, path, question, token.as_ref()).await
             }
+            other => other,
         };
+        answered.map_err(|error| self.explain(error))
+    }
+
+    async fn call_as<T: DeserializeOwned>(
+        &self,
+        endpoint: usize,
+        path: &str,
+        question: &Value,
+        token: Option<&HeaderValue>,
+    ) -> Result<T, CallError> {
+        let asked = self.endpoints[endpoint].ask(path, question, token);
+        let bytes = within(ATTEMPT, asked).await?;
         // The gateway's streams end with a line end; those asked for here have one line.
         serde_json::from_slice(bytes.trim_ascii_end())
             .map_err(|error| CallError::Down(format!("an answer that is not etcd's: {error}")))
     }
 
-    async fn ask(&self, endpoint: usize, path: &str, question: &Value) -> Result<Bytes, CallError> {
-        let endpoint = &self.endpoints[endpoint];
-        // One that lay idle may have been closed meanwhile: that says nothing about the endpoint.
-        while let Some(mut sender) = endpoint.take_idle() {
-            if let Ok(response) = endpoint.send(&mut sender, path, question).await {
-                return endpoint.collect(sender, response).await;
-            }
+    async fn token(&self, endpoint: usize) -> Result<Option<HeaderValue>, CallError> {
+        let Some(login) = &self.login else {
+            return Ok(None);
+        };
+        let authenticate = async |question: Value| {
+            self.call_as(endpoint, "/v3/auth/authenticate", &question, None)
+                .await
+        };
+        // Who waits for another's login waits no longer than for its own.
+        within(ATTEMPT, login.token(authenticate)).await
+    }
+
+    /// The token that was used is not known any more.
+    async fn renew_login(&self, used: Option<&HeaderValue>) {
+        if let Some(login) = &self.login {
+            login.renew(used).await;
         }
-        let mut sender = endpoint.dial().await.map_err(CallError::Down)?;
-        let response = endpoint
-            .send(&mut sender, path, question)
-            .await
-            .map_err(|error| CallError::Down(error.to_string()))?;
-        endpoint.collect(sender, response).await
+    }
+
+    fn explain(&self, error: CallError) -> CallError {
+        match error {
+            CallError::Refused(failure) => CallError::Refused(self.explain_failure(failure)),
+            CallError::Down(reason) => CallError::Down(reason),
+        }
+    }
+
+    /// In words that say what to do.
+    fn explain_failure(&self, failure: Failure) -> Failure {
+        let message = match &self.login {
+            None if failure.wants_login() => "it asks for a login: give --etcd-user NAME and                  --etcd-password-file FILE"
+                .to_owned(),
+            Some(login) if failure.is_denied() => format!(
+                "user {} may not read and write below {}: `etcdctl role grant-permission ROLE                  readwrite {} --prefix` for one of the user's roles",
+                login.user.name, self.prefix, self.prefix
+            ),
+            None | Some(_) => return failure,
+        };
+        Failure { message, ..failure }
     }
 
     /// An answer without an end, on a connection of its own.
@@ -169,45 +213,91 @@ impl Client {
         path: &str,
         question: &Value,
     ) -> Result<Lines, CallError> {
-        let opening = async {
-            let at = &self.endpoints[endpoint];
-            let mut sender = at.dial().await.map_err(CallError::Down)?;
-            let response = at
-                .send(&mut sender, path, question)
-                .await
-                .map_err(|error| CallError::Down(error.to_string()))?;
-            if response.status() != StatusCode::OK {
-                at.collect(sender, response).await?;
-                return Err(CallError::Down("an answer that is no stream".to_owned()));
-            }
-            Ok(Lines {
-                body: response.into_body(),
+        let token = self.token(endpoint).await?;
+        let at = &self.endpoints[endpoint];
+        let opened = within(ATTEMPT, at.open(path, question, token.as_ref())).await;
+        match opened {
+            Ok(body) => Ok(Lines {
+                body,
                 read: BytesMut::new(),
                 endpoint,
-            })
-        };
-        match timeout(ATTEMPT, opening).await {
-            Ok(opened) => opened,
-            Err(_) => Err(CallError::Down("no answer in time".to_owned())),
+                token,
+            }),
+            Err(CallError::Refused(failure)) => {
+                self.renew_login(token.as_ref()).await;
+                Err(self.explain(CallError::Refused(failure)))
+            }
+            Err(CallError::Down(reason)) => Err(CallError::Down(reason)),
         }
+    }
+
+    /// etcd has ended a stream of its own will, with this reason. It may be for the login, which
+    /// old etcds do not tell apart from what a user may not do.
+    pub(super) async fn handle_ended(&self, lines: &Lines, reason: String) -> String {
+        let failure = Failure::of_text(reason);
+        if failure.wants_login() || failure.is_denied() {
+            self.renew_login(lines.token.as_ref()).await;
+        }
+        self.explain_failure(failure).message
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    asked: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    match timeout(limit, asked).await {
+        Ok(answered) => answered,
+        Err(_) => Err(CallError::Down(format!(
+            "no answer within {} ms",
+            limit.as_millis()
+        ))),
     }
 }
 
 impl Endpoint {
-    async fn dial(&self) -> Result<Sender, String> {
-        let stream = TcpStream::connect(&self.address)
+    async fn ask(
+        &self,
+        path: &str,
+        question: &Value,
+        token: Option<&HeaderValue>,
+    ) -> Result<Bytes, CallError> {
+        // One that lay idle may have been closed meanwhile: that says nothing about the endpoint.
+        while let Some(mut sender) = self.take_idle() {
+            if let Ok(response) = self.send(&mut sender, path, question, token).await {
+                return self.collect(sender, response).await;
+            }
+        }
+        let mut sender = self.dial().await?;
+        let response = self
+            .send(&mut sender, path, question, token)
             .await
-            .map_err(|error| error.to_string())?;
-        // Without it small requests wait for acknowledgements.
-        stream
-            .set_nodelay(true)
-            .map_err(|error| error.to_string())?;
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .map_err(CallError::Down)?;
+        self.collect(sender, response).await
+    }
+
+    async fn open(
+        &self,
+        path: &str,
+        question: &Value,
+        token: Option<&HeaderValue>,
+    ) -> Result<Incoming, CallError> {
+        let mut sender = self.dial().await?;
+        let response = self
+            .send(&mut sender, path, question, token)
             .await
-            .map_err(|error| error.to_string())?;
-        // Ends with the sender; its errors reach who waits for the answer.
-        tokio::spawn(connection);
-        Ok(sender)
+            .map_err(CallError::Down)?;
+        if response.status() != StatusCode::OK {
+            self.collect(sender, response).await?;
+            return Err(CallError::Down("an answer that is no stream".to_owned()));
+        }
+        Ok(response.into_body())
+    }
+
+    async fn dial(&self) -> Result<Sender, CallError> {
+        dial(&self.address, self.tls.as_ref())
+            .await
+            .map_err(CallError::Down)
     }
 
     async fn send(
@@ -215,17 +305,19 @@ impl Endpoint {
         sender: &mut Sender,
         path: &str,
         question: &Value,
+        token: Option<&HeaderValue>,
     ) -> Result<Response<Incoming>, String> {
-        let request = Request::post(path)
-            .header(hyper::header::HOST, &self.address)
-            .header(hyper::header::CONTENT_TYPE, "application/json")
+        let mut request = Request::post(path)
+            .header(HOST, &self.address)
+            .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(question.to_string())))
             .map_err(|error| error.to_string())?;
-        sender.ready().await.map_err(|error| error.to_string())?;
-        sender
-            .send_request(request)
-            .await
-            .map_err(|error| error.to_string())
+        if let Some(token) = token {
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
+        }
+        let why = |error: hyper::Error| why(&error, self.tls.as_ref());
+        sender.ready().await.map_err(why)?;
+        sender.send_request(request).await.map_err(why)
     }
 
     async fn collect(
@@ -247,8 +339,8 @@ impl Endpoint {
         if status == StatusCode::OK {
             return Ok(body);
         }
-        let failure: Failure = serde_json::from_slice(&body)
-            .map_err(|_| CallError::Down(format!("HTTP status {status}")))?;
+        let failure: Failure =
+            serde_json::from_slice(&body).map_err(|_| CallError::Down(no_json(status, &body)))?;
         if failure.is_final() {
             Err(CallError::Refused(failure))
         } else {
@@ -261,6 +353,20 @@ impl Endpoint {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .pop()
+    }
+}
+
+/// What does not come from etcd's gateway but from the HTTP server before it.
+fn no_json(status: StatusCode, body: &[u8]) -> String {
+    let has = |text: &str| body.windows(text.len()).any(|part| part == text.as_bytes());
+    if has("HTTPS server") {
+        "it speaks TLS: write etcds:// and give --etcd-ca FILE".to_owned()
+    } else if has("CommonName of client") {
+        "with logins its gateway takes no client certificate that has a common name (CN): have \
+         the one of --etcd-cert made anew with another subject, like /O=causeway"
+            .to_owned()
+    } else {
+        format!("HTTP status {status}")
     }
 }
 

@@ -8,17 +8,23 @@ use proto::key::{Hash, PublicKey};
 use proto::name::Name;
 use thiserror::Error;
 
-/// `etcd://HOST:PORT,HOST:PORT/PREFIX`.
+use super::access::AccessFiles;
+
+/// `etcds://HOST:PORT,HOST:PORT/PREFIX` with TLS, `etcd://HOST:PORT,HOST:PORT/PREFIX` without.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
+    pub(super) is_tls: bool,
     pub(super) endpoints: Vec<String>,
-    prefix: String,
+    pub(super) prefix: String,
+    /// What etcd asks for besides; not shown with the address.
+    pub access: AccessFiles,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "a store in etcd is named etcd://HOST:PORT,HOST:PORT/PREFIX, the prefix of letters, digits, \
-     -, _, . and /"
+    "a store in etcd is named etcds://HOST:PORT,HOST:PORT/PREFIX (with TLS) or \
+     etcd://HOST:PORT,HOST:PORT/PREFIX (without), the prefix of letters, digits, -, _, . and /; a \
+     login is given with --etcd-user and --etcd-password-file, never here"
 )]
 pub struct BadLocation;
 
@@ -44,7 +50,11 @@ impl FromStr for Location {
     type Err = BadLocation;
 
     fn from_str(text: &str) -> Result<Location, BadLocation> {
-        let rest = text.strip_prefix("etcd://").ok_or(BadLocation)?;
+        let (is_tls, rest) = match text.split_once("://") {
+            Some(("etcd", rest)) => (false, rest),
+            Some(("etcds", rest)) => (true, rest),
+            Some(_) | None => return Err(BadLocation),
+        };
         let (hosts, prefix) = rest.split_once('/').ok_or(BadLocation)?;
         let prefix = prefix.trim_matches('/');
         let is_prefix = !prefix.is_empty()
@@ -59,15 +69,19 @@ impl FromStr for Location {
             return Err(BadLocation);
         }
         Ok(Location {
+            is_tls,
             endpoints,
             prefix: prefix.to_owned(),
+            access: AccessFiles::default(),
         })
     }
 }
 
 impl fmt::Display for Location {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "etcd://{}/{}", self.endpoints.join(","), self.prefix)
+        let scheme = if self.is_tls { "etcds" } else { "etcd" };
+        let endpoints = self.endpoints.join(",");
+        write!(out, "{scheme}://{endpoints}/{}", self.prefix)
     }
 }
 

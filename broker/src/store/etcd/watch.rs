@@ -90,7 +90,11 @@ impl EtcdStore {
             return Err(WatchError::Behind);
         }
         if !created.created || created.canceled {
-            return Err(lost(created.cancel_reason));
+            let reason = self
+                .client
+                .handle_ended(&watch.lines, created.cancel_reason)
+                .await;
+            return Err(lost(reason));
         }
         Ok(watch)
     }
@@ -113,7 +117,11 @@ impl EtcdStore {
             return Err(WatchError::Behind);
         }
         if message.canceled {
-            return Err(lost(message.cancel_reason));
+            let reason = self
+                .client
+                .handle_ended(&watch.lines, message.cancel_reason)
+                .await;
+            return Err(lost(reason));
         }
         let Some(last) = message.events.last() else {
             return Ok((watch, None));

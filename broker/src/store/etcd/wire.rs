@@ -139,6 +139,30 @@ impl Failure {
         self.code == Failure::NOT_FOUND
     }
 
+    /// A login is asked for, or the one that was given is not known any more.
+    pub(super) fn wants_login(&self) -> bool {
+        [
+            "user name is empty",
+            "invalid auth token",
+            "revision of auth store is old",
+        ]
+        .iter()
+        .any(|text| self.message.contains(text))
+    }
+
+    pub(super) fn is_denied(&self) -> bool {
+        self.message.contains("permission denied")
+    }
+
+    pub(super) fn is_authentication_off(&self) -> bool {
+        self.message.contains("authentication is not enabled")
+    }
+
+    /// Of what a stream ends with.
+    pub(super) fn of_text(message: String) -> Failure {
+        Failure { code: 0, message }
+    }
+
     pub(super) fn is_compacted(&self) -> bool {
         self.code == Failure::OUT_OF_RANGE
     }

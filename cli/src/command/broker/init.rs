@@ -17,6 +17,8 @@ use crate::private;
 use crate::secret;
 use crate::time;
 
+use super::etcd::Etcd;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// What this machine keeps; the broker goes to D/broker.
@@ -35,9 +37,11 @@ pub(crate) struct Arguments {
         conflicts_with = "mesh"
     )]
     authority: Option<PathBuf>,
-    /// What keeps the records: redb, a file of its own, or etcd://H:P,H:P/PREFIX.
+    /// What keeps the records: redb, a file of its own, or etcds://H:P,H:P/PREFIX (etcd:// without TLS).
     #[arg(long, env = "CAUSEWAY_STORE", value_parser = super::store, default_value = "redb")]
     store: StoreUrl,
+    #[command(flatten)]
+    etcd: Etcd,
     /// Where nodes reach this broker; may be given several times.
     #[arg(long, value_name = "H:P", env = "CAUSEWAY_ADDRESS", value_parser = parse::address, value_delimiter = ',')]
     address: Vec<String>,
@@ -64,10 +68,14 @@ struct Made {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let store = arguments
+        .store
+        .clone()
+        .with(arguments.etcd.clone().into())?;
     super::make_state_directory(&arguments.state_dir)?;
     match arguments.mesh {
-        Some(authority) => further(arguments, authority),
-        None => first(arguments),
+        Some(authority) => further(arguments, store, authority),
+        None => first(arguments, store),
     }
 }
 
@@ -84,14 +92,14 @@ fn fresh(store: &StoreUrl) -> anyhow::Result<Fresh> {
     })
 }
 
-fn further(arguments: &Arguments, authority: PublicKey) -> anyhow::Result<()> {
-    let Fresh { key, store_id } = fresh(&arguments.store)?;
+fn further(arguments: &Arguments, store: StoreUrl, authority: PublicKey) -> anyhow::Result<()> {
+    let Fresh { key, store_id } = fresh(&store)?;
     let broker_key = key.public();
     let about = About {
         mesh: None,
         authority,
         store_id,
-        store: arguments.store.clone(),
+        store,
         authority_directory: None,
     };
     let new = New {
@@ -121,13 +129,13 @@ fn further(arguments: &Arguments, authority: PublicKey) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn first(arguments: &Arguments) -> anyhow::Result<()> {
+fn first(arguments: &Arguments, store: StoreUrl) -> anyhow::Result<()> {
     let authority_directory = arguments
         .authority
         .clone()
         .unwrap_or_else(|| arguments.state_dir.join("authority"));
     refuse_existing(&arguments.state_dir, &authority_directory)?;
-    let Fresh { key, store_id } = fresh(&arguments.store)?;
+    let Fresh { key, store_id } = fresh(&store)?;
     let authority = SigningKey::from_seed(&*authority::new_seed()?);
     let recovery = SigningKey::from_seed(&*authority::new_seed()?);
     let broker = Broker {
@@ -150,7 +158,7 @@ fn first(arguments: &Arguments) -> anyhow::Result<()> {
         mesh: Some(mesh),
         authority: authority.public(),
         store_id,
-        store: arguments.store.clone(),
+        store,
         authority_directory: Some(std::path::absolute(&authority_directory)?),
     };
     let prepared = directory::prepare(
