@@ -23,7 +23,7 @@ tcpdump       tcpdump
 socat         socat
 etcd          etcd-server
 wireguard-go  wireguard-go
-etcd          etcd-server
+openssl       openssl
 '
 # Other WireGuards to talk with: program, crate, version.
 peers='

@@ -10,6 +10,8 @@ mod damage;
 mod disk;
 #[path = "stores/etcd.rs"]
 mod etcd;
+#[path = "stores/etcd_access.rs"]
+mod etcd_access;
 #[path = "stores/given.rs"]
 mod given;
 #[path = "stores/killed.rs"]
@@ -18,5 +20,7 @@ mod killed;
 mod power;
 #[path = "stores/redb.rs"]
 mod redb;
+#[path = "support/certificates.rs"]
+mod support_certificates;
 #[path = "support/etcd.rs"]
 mod support_etcd;

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -14,17 +14,38 @@ use nix::unistd::Pid;
 pub(crate) struct Etcd {
     directory: PathBuf,
     members: Vec<Member>,
+    /// What makes it speak TLS, on a port beside the plain one.
+    tls: Vec<String>,
 }
 
 struct Member {
     client_port: u16,
     peer_port: u16,
+    tls_port: u16,
     process: Option<Child>,
 }
 
 impl Etcd {
     /// None, said loudly, where the program is missing. Waits until the members have a leader.
     pub(crate) fn start(count: usize) -> Option<Etcd> {
+        Etcd::start_with(count, Vec::new())
+    }
+
+    /// With `server` of the certificates; a client CA makes it ask for certificates.
+    pub(crate) fn start_with_tls(
+        certificate: &Path,
+        key: &Path,
+        ca: Option<&Path>,
+    ) -> Option<Etcd> {
+        let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
+        let mut tls = vec![flag("cert-file", certificate), flag("key-file", key)];
+        if let Some(ca) = ca {
+            tls.extend([flag("trusted-ca-file", ca), "--client-cert-auth".to_owned()]);
+        }
+        Etcd::start_with(1, tls)
+    }
+
+    fn start_with(count: usize, tls: Vec<String>) -> Option<Etcd> {
         if Command::new("etcd").arg("--version").output().is_err() {
             eprintln!("SKIPPED: this test needs etcd; install it with tests/setup.sh");
             assert!(
@@ -40,17 +61,19 @@ impl Etcd {
             COUNT.fetch_add(1, Ordering::Relaxed)
         ));
         std::fs::create_dir_all(&directory).unwrap();
-        let ports = free_ports(2 * count);
+        let ports = free_ports(3 * count);
         let mut etcd = Etcd {
             directory,
             members: ports
-                .chunks(2)
-                .map(|pair| Member {
-                    client_port: pair[0],
-                    peer_port: pair[1],
+                .chunks(3)
+                .map(|ports| Member {
+                    client_port: ports[0],
+                    peer_port: ports[1],
+                    tls_port: ports[2],
                     process: None,
                 })
                 .collect(),
+            tls,
         };
         for member in 0..count {
             etcd.start_member(member);
@@ -63,6 +86,15 @@ impl Etcd {
     pub(crate) fn url(&self, prefix: &str) -> String {
         let endpoints: Vec<_> = (0..self.members.len()).map(|n| self.endpoint(n)).collect();
         format!("etcd://{}/{prefix}", endpoints.join(","))
+    }
+
+    /// The same over TLS.
+    pub(crate) fn tls_url(&self, prefix: &str) -> String {
+        format!("etcds://{}/{prefix}", self.tls_endpoint())
+    }
+
+    pub(crate) fn tls_endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.members[0].tls_port)
     }
 
     pub(crate) fn endpoint(&self, member: usize) -> String {
@@ -78,7 +110,10 @@ impl Etcd {
             .map(|(n, member)| format!("m{n}=http://127.0.0.1:{}", member.peer_port))
             .collect();
         let member = &self.members[number];
-        let client = format!("http://127.0.0.1:{}", member.client_port);
+        let mut client = format!("http://127.0.0.1:{}", member.client_port);
+        if !self.tls.is_empty() {
+            client += &format!(",https://127.0.0.1:{}", member.tls_port);
+        }
         let peer = format!("http://127.0.0.1:{}", member.peer_port);
         let log = File::create(self.directory.join(format!("m{number}.log"))).unwrap();
         let process = Command::new("etcd")
@@ -92,6 +127,7 @@ impl Etcd {
             .args(["--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &cluster.join(",")])
             .args(["--initial-cluster-state", "new", "--logger", "zap"])
+            .args(&self.tls)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -133,6 +169,28 @@ impl Etcd {
             let leader = field(&status, "leader");
             leader.is_some() && leader == field(&status, "member_id")
         })
+    }
+
+    /// From now on it asks for a login: there are root and, with all keys below the prefix,
+    /// `causeway`, each with its name as password.
+    pub(crate) fn ask_for_logins(&self, prefix: &str) {
+        let base64 = |text: &str| data_encoding::BASE64.encode(text.as_bytes());
+        let permission = format!(
+            r#"{{"permType":"READWRITE","key":"{}","range_end":"{}"}}"#,
+            base64(&format!("{prefix}/")),
+            base64(&format!("{prefix}0"))
+        );
+        for name in ["root", "causeway"] {
+            let user = format!(r#"{{"name":"{name}","password":"{name}"}}"#);
+            assert!(self.ask(0, "auth/user/add", &user).is_some());
+            let role = format!(r#"{{"name":"{name}"}}"#);
+            assert!(self.ask(0, "auth/role/add", &role).is_some());
+            let granted = format!(r#"{{"user":"{name}","role":"{name}"}}"#);
+            assert!(self.ask(0, "auth/user/grant", &granted).is_some());
+        }
+        let granted = format!(r#"{{"name":"causeway","perm":{permission}}}"#);
+        assert!(self.ask(0, "auth/role/grant", &granted).is_some());
+        assert!(self.ask(0, "auth/enable", "{}").is_some());
     }
 
     /// One request to the gateway of one member, answered within a second or not at all.
