@@ -8,6 +8,10 @@ use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use proto::key::PublicKey;
 use proto::message::Position;
 
+/// How far ahead of what is proven a broker's word about our number is believed: a false one must
+/// not use the numbers up.
+pub(crate) const MAX_LEAP: u64 = 1 << 20;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     /// A signed ledger entry.

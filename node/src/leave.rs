@@ -12,7 +12,7 @@ use proto::record::{Member, NodeState, Record, SignedRecord};
 use proto::token::TokenBroker;
 use thiserror::Error;
 
-use crate::cache::{self, Line};
+use crate::cache::{self, Line, MAX_LEAP};
 use crate::contacts::contacts;
 use crate::journal::{Journal, JournalError};
 use crate::login::log_in;
@@ -37,7 +37,7 @@ pub enum LeaveError {
     State(#[from] StateError),
     #[error(transparent)]
     Cache(#[from] JournalError),
-    #[error("no broker could be told that this node leaves, and nothing was changed here; try again when one can be reached, or delete {directory} (the name is free again after 60 s of silence){}", list(.tried))]
+    #[error("no broker could be told that this node leaves, and it still is one; try again when one can be reached, or delete {directory} (the name is free again after 60 s of silence){}", list(.tried))]
     NoBroker {
         directory: String,
         tried: Vec<Failure>,
@@ -51,10 +51,10 @@ pub async fn leave(state_dir: &Path) -> Result<Left, LeaveError> {
     let _lock = state.lock()?;
     let node = state.joined()?;
     let running = node.lock()?;
-    let (ledger, last) = read_cache(&node)?;
+    let mut goodbye = Goodbye::read(&node)?;
     let mut tried = Vec::new();
-    for broker in contacts(&node.membership.brokers, ledger.charter()) {
-        match tell(&broker, &node, &ledger, last).await {
+    for broker in contacts(&node.membership.brokers, goodbye.ledger.charter()) {
+        match goodbye.tell(&broker).await? {
             Ok(()) => {
                 let left = Left {
                     site: node.membership.site().clone(),
@@ -76,76 +76,107 @@ pub async fn leave(state_dir: &Path) -> Result<Left, LeaveError> {
     })
 }
 
-/// The ledger as it was last known, and the highest number this node has signed.
-fn read_cache(node: &LocalNode) -> Result<(Ledger, u64), JournalError> {
-    let (_, content) = Journal::open(&node.cache_path())?;
-    let mut ledger = Ledger::new(node.membership.mesh);
-    let mut last = 0;
-    for line in content.lines.iter().filter_map(|line| line.parse().ok()) {
-        match line {
-            Line::Entry(bytes) => {
-                if let Ok(entry) = SignedEntry::read(&bytes) {
-                    // An entry that does not fit is asked for again by whoever follows next.
-                    let _inserted = ledger.insert(entry);
-                }
-            }
-            Line::Own(bytes) => last = last.max(cache::own_sequence(&bytes).unwrap_or(0)),
-            Line::Sequence(identity, sequence) if identity == node.identity_key() => {
-                last = last.max(sequence);
-            }
-            Line::Member(_)
-            | Line::Sequence(..)
-            | Line::Absent(..)
-            | Line::Forgotten(_)
-            | Line::Synced(..) => {}
-        }
-    }
-    Ok((ledger, last))
+/// What is said to one broker after the other.
+struct Goodbye<'a> {
+    node: &'a LocalNode,
+    /// As it was last known.
+    ledger: Ledger,
+    journal: Journal,
+    /// The highest number this node has signed.
+    last: u64,
 }
 
-async fn tell(
-    broker: &TokenBroker,
-    node: &LocalNode,
-    ledger: &Ledger,
-    last: u64,
-) -> Result<(), Failure> {
-    let membership = &node.membership;
-    let (mut session, _) = Session::connect(&broker.address, broker.key, membership.mesh).await?;
-    let entries: Vec<SignedEntry> = ledger.entries().cloned().collect();
-    match log_in(&mut session, node, &entries).await {
-        Ok(()) => {}
-        Err(Failure {
-            why: Why::Refused(Refusal::Revoked | Refusal::SiteRevoked),
-            ..
-        }) => return Ok(()),
-        Err(failure) => return Err(failure),
+impl Goodbye<'_> {
+    fn read(node: &LocalNode) -> Result<Goodbye<'_>, JournalError> {
+        let (journal, content) = Journal::open(&node.cache_path())?;
+        let mut ledger = Ledger::new(node.membership.mesh);
+        let mut last = 0;
+        for line in content.lines.iter().filter_map(|line| line.parse().ok()) {
+            match line {
+                Line::Entry(bytes) => {
+                    if let Ok(entry) = SignedEntry::read(&bytes) {
+                        // An entry that does not fit is asked for again by whoever follows next.
+                        let _inserted = ledger.insert(entry);
+                    }
+                }
+                Line::Own(bytes) => last = last.max(cache::own_sequence(&bytes).unwrap_or(0)),
+                Line::Sequence(identity, sequence) if identity == node.identity_key() => {
+                    last = last.max(sequence);
+                }
+                Line::Member(_)
+                | Line::Sequence(..)
+                | Line::Absent(..)
+                | Line::Forgotten(_)
+                | Line::Synced(..) => {}
+            }
+        }
+        Ok(Goodbye {
+            node,
+            ledger,
+            journal,
+            last,
+        })
     }
-    let mut last = last;
-    for _ in 0..MAX_ROUNDS {
-        let sequence = next_sequence(last, 0).unwrap_or(u64::MAX);
-        let member = withdrawal(node, sequence).write();
-        match session.call(Request::Publish { member }).await {
-            Ok(Reply::Published { .. }) => {
-                session.close().await;
-                return Ok(());
+
+    async fn tell(&mut self, broker: &TokenBroker) -> Result<Result<(), Failure>, JournalError> {
+        let mut session = match self.connect(broker).await {
+            Ok(Some(session)) => session,
+            Ok(None) => return Ok(Ok(())),
+            Err(failure) => return Ok(Err(failure)),
+        };
+        for _ in 0..MAX_ROUNDS {
+            let Some(member) = self.sign()? else {
+                break;
+            };
+            match session.call(Request::Publish { member }).await {
+                Ok(Reply::Published { .. }) => {
+                    session.close().await;
+                    return Ok(Ok(()));
+                }
+                Ok(_) => break,
+                // A false word must not use the numbers up: a goodbye that nothing can follow
+                // would be a way to end this node whenever the broker likes.
+                Err(Failure {
+                    why: Why::Refused(Refusal::OldSequence { latest }),
+                    ..
+                }) if latest.saturating_sub(self.last) <= MAX_LEAP => {
+                    self.last = self.last.max(latest);
+                }
+                Err(failure) => return Ok(Err(failure)),
             }
-            Ok(_) => {
-                return Err(Failure {
-                    address: broker.address.clone(),
-                    why: Why::OutOfOrder,
-                });
-            }
+        }
+        Ok(Err(Failure {
+            address: broker.address.clone(),
+            why: Why::OutOfOrder,
+        }))
+    }
+
+    /// `None` if there this node is one no more.
+    async fn connect(&self, broker: &TokenBroker) -> Result<Option<Session>, Failure> {
+        let mesh = self.node.membership.mesh;
+        let (mut session, _) = Session::connect(&broker.address, broker.key, mesh).await?;
+        let entries: Vec<SignedEntry> = self.ledger.entries().cloned().collect();
+        match log_in(&mut session, self.node, &entries).await {
+            Ok(()) => Ok(Some(session)),
             Err(Failure {
-                why: Why::Refused(Refusal::OldSequence { latest }),
+                why: Why::Refused(Refusal::Revoked | Refusal::SiteRevoked),
                 ..
-            }) => last = latest,
-            Err(failure) => return Err(failure),
+            }) => Ok(None),
+            Err(failure) => Err(failure),
         }
     }
-    Err(Failure {
-        address: broker.address.clone(),
-        why: Why::OutOfOrder,
-    })
+
+    /// Durable before it is sent: should no broker take it, this node goes on above its number.
+    fn sign(&mut self) -> Result<Option<Vec<u8>>, JournalError> {
+        let Some(sequence) = next_sequence(self.last, 0) else {
+            return Ok(None);
+        };
+        let member = withdrawal(self.node, sequence).write();
+        let line = Line::Own(member.clone()).to_string();
+        self.journal.append(&[line])?;
+        self.last = sequence;
+        Ok(Some(member))
+    }
 }
 
 fn withdrawal(node: &LocalNode, sequence: u64) -> Member {

@@ -13,6 +13,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use proto::entry::{Body, SignedEntry};
 use proto::key::{MeshId, PublicKey};
 use proto::life::is_dropped;
 use proto::mesh::{EntryRefusal, MemberRefusal, Mesh, Taken};
@@ -26,8 +27,9 @@ use own::Own;
 pub(super) use own::Wanted;
 use shown::Shown;
 
-/// Entries that wait for those before them.
+/// Entries that wait for those before them, and their bytes.
 const MAX_ORPHANS: usize = 256;
+const MAX_ORPHAN_BYTES: usize = 1 << 20;
 
 pub(super) struct Register {
     pub(super) mesh: Mesh,
@@ -43,7 +45,7 @@ pub(super) struct Register {
     absent: BTreeMap<PublicKey, Duration>,
     /// Who was named since a snapshot began.
     snapshot: Option<BTreeSet<PublicKey>>,
-    orphans: VecDeque<Vec<u8>>,
+    orphans: VecDeque<SignedEntry>,
     pub(super) own: Own,
     position: Option<Position>,
     pub(super) last_sync: Option<u64>,
@@ -167,32 +169,51 @@ impl Register {
     }
 
     fn keep_orphan(&mut self, bytes: &[u8]) {
-        if self.orphans.iter().any(|orphan| orphan == bytes) {
+        let Ok(orphan) = SignedEntry::read(bytes) else {
+            return;
+        };
+        if self.orphans.contains(&orphan) {
             return;
         }
-        if self.orphans.len() >= MAX_ORPHANS {
-            self.orphans.pop_front();
+        self.orphans.push_back(orphan);
+        let mut held: usize = self.orphans.iter().map(|held| held.bytes().len()).sum();
+        while (self.orphans.len() > MAX_ORPHANS || held > MAX_ORPHAN_BYTES)
+            && let Some(gone) = self.orphans.pop_front()
+        {
+            held -= gone.bytes().len();
         }
-        self.orphans.push_back(bytes.to_vec());
     }
 
     /// Entries that came too early, as long as one of them fits. What is refused for another
     /// reason than its place is dropped; it was reported when it came.
     fn adopt_orphans(&mut self) {
-        let mut grown = !self.orphans.is_empty();
-        while grown {
-            grown = false;
-            for bytes in std::mem::take(&mut self.orphans) {
-                match self.mesh.handle_entry(&bytes) {
-                    Ok(Taken::New) => {
-                        self.lines.push(Line::Entry(bytes));
-                        grown = true;
-                    }
-                    Err(EntryRefusal::Orphan) => self.orphans.push_back(bytes),
-                    Ok(Taken::Known) | Err(EntryRefusal::Form(_) | EntryRefusal::Ledger(_)) => {}
-                }
+        while let Some(at) = self.orphans.iter().position(|orphan| self.is_due(orphan))
+            && let Some(orphan) = self.orphans.remove(at)
+        {
+            if self.mesh.handle_entry(orphan.bytes()) == Ok(Taken::New) {
+                self.lines.push(Line::Entry(orphan.bytes().to_vec()));
             }
         }
+    }
+
+    /// Whether all that it follows is here. Looked up only: a broker that sends many must not have
+    /// each read and verified again whenever the ledger grows.
+    fn is_due(&self, orphan: &SignedEntry) -> bool {
+        let ledger = self.mesh.ledger();
+        let entry = orphan.entry();
+        let settled = match &entry.body {
+            Body::Settlement { other } => Some(other),
+            Body::Genesis { .. }
+            | Body::Grant(_)
+            | Body::Prefixes { .. }
+            | Body::Revocation { .. }
+            | Body::SiteRevoked { .. }
+            | Body::Broker(_)
+            | Body::BrokerRemoved { .. }
+            | Body::Authority { .. } => None,
+        };
+        let mut before = settled.into_iter().chain([&entry.previous]);
+        before.all(|hash| ledger.entry(hash).is_some())
     }
 
     /// The identity, if its chain held: it is listed, whether it counts now or not.
@@ -270,6 +291,10 @@ impl Register {
         self.mesh.handle_synced();
         self.position = Some(position);
         self.last_sync = Some(now);
+        // What could not be written yet and says less goes.
+        if let Some(Line::Synced(..)) = self.lines.last() {
+            self.lines.pop();
+        }
         self.lines.push(Line::Synced(position, now));
     }
 

@@ -61,6 +61,8 @@ pub(crate) struct Seen {
     pub(crate) enrolled: Vec<PublicKey>,
     pub(crate) uses: BTreeMap<PublicKey, u32>,
     pub(crate) published: Vec<(u64, Vec<u8>)>,
+    /// Taken or not.
+    pub(crate) offered: Vec<(u64, Vec<u8>)>,
     pub(crate) entries: Vec<Vec<u8>>,
     pub(crate) watches: Vec<Option<Position>>,
     pub(crate) connections: usize,
@@ -304,10 +306,13 @@ impl Shared {
             Request::Authenticate(_) => {
                 refused(&script.refuse_login).unwrap_or(Reply::Authenticated { now: script.clock })
             }
-            Request::Publish { member } => refused(&script.refuse_publish).unwrap_or_else(|| {
-                seen.published.push((sequence(&member), member));
-                Reply::Published { revision: 1 }
-            }),
+            Request::Publish { member } => {
+                seen.offered.push((sequence(&member), member.clone()));
+                refused(&script.refuse_publish).unwrap_or_else(|| {
+                    seen.published.push((sequence(&member), member));
+                    Reply::Published { revision: 1 }
+                })
+            }
             Request::Watch { resume, .. } => {
                 seen.watches.push(resume);
                 Reply::Watching

@@ -14,7 +14,7 @@ use proto::message::{Position, Push, Refusal};
 use proto::record::{Member, SignedRecord};
 
 use crate::double::{Double, Script, Sent, delta, entries, snapshot};
-use crate::scratch::{Scratch, listing};
+use crate::scratch::Scratch;
 use crate::world::{Granted, Other, World, name, presence};
 
 /// Nothing here waits for less than this, however slow the machine is.
@@ -114,7 +114,7 @@ pub(crate) async fn until(handle: &Handle, wanted: impl Fn(&View) -> bool) -> Ar
     }
 }
 
-async fn until_seen(broker: &Double, wanted: impl Fn(&crate::double::Seen) -> bool) {
+pub(crate) async fn until_seen(broker: &Double, wanted: impl Fn(&crate::double::Seen) -> bool) {
     let looked = async {
         while !broker.seen(&wanted) {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -142,7 +142,7 @@ fn sequences(broker: &Double) -> Vec<u64> {
     })
 }
 
-fn ours(handle: &Handle) -> proto::record::Presence {
+pub(crate) fn ours(handle: &Handle) -> proto::record::Presence {
     presence(
         handle.node().wireguard.public(),
         vec!["192.0.2.1:51820".parse().unwrap()],
@@ -548,43 +548,4 @@ async fn one_process_at_a_time_follows_as_one_node_and_in_a_role_it_has() {
     ));
     first.stop().await;
     home.start(Role::Agent).unwrap().stop().await;
-}
-
-#[tokio::test]
-async fn leaving_says_goodbye_above_the_last_number_and_forgets_the_keys() {
-    let home = Home::new().await;
-    let handle = home.follow();
-    handle.publish(ours(&handle)).await;
-    until_seen(&home.broker, |seen| !seen.published.is_empty()).await;
-    handle.stop().await;
-    let left = leave(&home.state()).await.unwrap();
-    assert_eq!((left.site, left.node), (name("home"), name("here")));
-    let (sequence, member) = home
-        .broker
-        .seen(|seen| seen.published.last().cloned())
-        .unwrap();
-    let member = Member::read(&member).unwrap();
-    let record = SignedRecord::read(&member.record).unwrap();
-    assert_eq!(sequence, 2);
-    assert!(record.record().presence().is_none());
-    assert_eq!(
-        listing(&home.state()).len(),
-        1,
-        "only the directory itself is left"
-    );
-}
-
-#[tokio::test]
-async fn leaving_with_no_broker_to_tell_changes_nothing() {
-    let home = Home::new().await;
-    let before = listing(&home.state());
-    home.broker.script(|script| {
-        script.refuse_publish = Some(Refusal::StoreDown {
-            why: "full".to_owned(),
-        })
-    });
-    let error = leave(&home.state()).await.unwrap_err();
-    assert!(error.to_string().contains(&home.broker.at()), "{error}");
-    assert_eq!(listing(&home.state()), before);
-    assert_eq!(home.granted.entry.grant().unwrap().site, name("home"));
 }

@@ -10,6 +10,8 @@ mod hostile;
 #[cfg(test)]
 mod join;
 #[cfg(test)]
+mod leaving;
+#[cfg(test)]
 mod scratch;
 #[cfg(test)]
 mod with_broker;

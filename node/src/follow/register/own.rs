@@ -8,12 +8,8 @@ use proto::name::Name;
 use proto::record::{Member, NodeState, Presence, Record, SignedRecord};
 
 use super::Register;
-use crate::cache::Line;
+use crate::cache::{Line, MAX_LEAP};
 use crate::state::LocalNode;
-
-/// How far ahead of what is proven a broker's word about our number is believed: a false one must
-/// not use the numbers up.
-const MAX_LEAP: u64 = 1 << 20;
 
 #[derive(Default)]
 pub(in crate::follow) struct Own {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use proto::entry::Uses;
-use proto::key::{PublicKey, SigningKey};
+use proto::entry::{Body, Entry, Uses};
+use proto::key::{Hash, PublicKey, SigningKey};
 use proto::mesh::Mesh;
 use proto::message::{Position, Push};
 
@@ -86,12 +86,61 @@ fn what_is_new_is_shown_only_once_it_is_durable() {
     assert!(register.lines().is_empty());
 }
 
+/// Well-formed, and behind something that nobody has.
+fn large_orphan(stage: &Stage, number: u64) -> Vec<u8> {
+    Entry {
+        number,
+        previous: Hash([7; 32]),
+        issued: 0,
+        body: Body::Revocation {
+            keys: vec![stage.paris.key(); 1024],
+            closings: Vec::new(),
+        },
+    }
+    .sign(&stage.world.authority)
+    .bytes()
+    .to_vec()
+}
+
+#[test]
+fn entries_that_wait_for_others_fill_no_memory() {
+    let stage = Stage::new();
+    let mut register = stage.settled();
+    for number in 1..80 {
+        register.handle_entries(&[large_orphan(&stage, number)], 0);
+    }
+    let waiting = register.waiting_entries();
+    assert!((1..=32).contains(&waiting), "{waiting}");
+}
+
+#[test]
+fn a_disk_that_stays_full_costs_no_memory_for_every_word_of_the_broker() {
+    let stage = Stage::new();
+    let mut register = stage.settled();
+    for revision in 2..100 {
+        let push = Push {
+            reset: false,
+            entries: Vec::new(),
+            members: Vec::new(),
+            position: Position {
+                epoch: [1; 16],
+                revision,
+            },
+            ..stage.snapshot(Vec::new())
+        };
+        register.handle_push(&push, revision);
+    }
+    assert_eq!(register.lines().len(), 1);
+    let again = read_again(&stage, register.lines().to_vec());
+    assert_eq!(again.position().map(|position| position.revision), Some(99));
+}
+
 #[test]
 fn what_is_revoked_is_gone_though_the_disk_is_full() {
     let mut stage = Stage::new();
     let mut register = stage.settled();
     let newcomer = stage.world.other(&stage.granted, 1, "second");
-    let body = proto::entry::Body::Prefixes {
+    let body = Body::Prefixes {
         site: name("paris"),
         added: vec!["10.7.0.0/16".parse().unwrap()],
         added_service: Vec::new(),
