@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::entry::StoreId;
-use proto::key::{PublicKey, SigningKey};
+use proto::key::{Hash, PublicKey, SigningKey};
 use proto::ledger::Standing;
 use proto::life;
 use proto::message::Refusal;
@@ -16,7 +16,7 @@ use crate::directory::Directory;
 use crate::gate::Source;
 use crate::http::Shown;
 use crate::metrics::Metrics;
-use crate::pace::Attempts;
+use crate::pace::{Attempts, Paces};
 use crate::reflector::Askers;
 use crate::register::Register;
 use crate::seats::Seats;
@@ -25,6 +25,10 @@ use crate::store::{Doing, Heard, Store, StoreError};
 /// Shorter than callers wait for a reply, so that they hear why.
 const STORE_ANSWERS: Duration = Duration::from_secs(8);
 const MOST_CARRIERS: usize = 16;
+/// Uses of one grant that may be taken at once, enough for a whole site, and then one for each:
+/// whoever has a token without limit must not fill the store in an afternoon.
+const JOINS_AT_ONCE: u32 = life::MAX_AGENTS;
+const JOINS_EVERY: Duration = Duration::from_secs(1);
 /// How long a reply waits for what it is about to be in the register.
 const REGISTER_FOLLOWS: Duration = Duration::from_secs(2);
 
@@ -50,6 +54,7 @@ pub(crate) struct Broker {
     /// Wakes whoever is to stop.
     ending: watch::Sender<Option<Ending>>,
     failures: Mutex<Attempts<Source>>,
+    joins: Mutex<Paces<Hash>>,
     /// Not yet told to the store.
     unheard: Mutex<HashMap<PublicKey, Heard>>,
     store_down: Mutex<Option<String>>,
@@ -88,6 +93,7 @@ impl Broker {
             reached: watch::Sender::new(revision),
             ending: watch::Sender::new(None),
             failures: Mutex::new(Attempts::new()),
+            joins: Mutex::new(Paces::new(JOINS_AT_ONCE, JOINS_EVERY)),
             unheard: Mutex::new(HashMap::new()),
             store_down: Mutex::new(None),
         };
@@ -112,6 +118,11 @@ impl Broker {
 
     pub(crate) fn failures(&self) -> MutexGuard<'_, Attempts<Source>> {
         lock(&self.failures)
+    }
+
+    /// Uses taken, by grant.
+    pub(crate) fn joins(&self) -> MutexGuard<'_, Paces<Hash>> {
+        lock(&self.joins)
     }
 
     /// Told whenever the register has changed.

@@ -1,6 +1,7 @@
 //! A join: the proof, the window, and one use taken by compare-and-set.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use proto::enrolment::JoinProof;
 use proto::entry::{Grant, SignedEntry, Uses};
@@ -11,6 +12,7 @@ use tracing::{debug, info};
 
 use crate::broker::{Broker, unix_now};
 use crate::entries;
+use crate::session::too_often;
 use crate::store::{Claim, Enrolled};
 use crate::tls::Exporter;
 
@@ -102,6 +104,7 @@ pub(crate) async fn enrol(broker: &Arc<Broker>, proven: Proven) -> Result<Vec<u8
         .await?
     {
         Enrolled::Fresh(enrolment) => {
+            broker.joins().handle_taken(id, Instant::now());
             info!(
                 target: "audit",
                 "audit: token {} of site {site} is used by node key {identity}", id.short()
@@ -165,7 +168,9 @@ fn check_standing(
     if !is_open {
         return Err(Refusal::TokenClosed);
     }
-    check_window(grant, unix_now())
+    check_window(grant, unix_now())?;
+    let allowed = broker.joins().check(id, Instant::now());
+    allowed.map_err(too_often)
 }
 
 pub(crate) fn refusal_of(standing: Standing) -> Refusal {

@@ -36,6 +36,38 @@ impl Bucket {
     }
 }
 
+/// So many of each, and refilled at an even rate. Keys are of things that are few.
+pub(crate) struct Paces<K> {
+    most: u32,
+    every: Duration,
+    of: HashMap<K, Bucket>,
+}
+
+impl<K: Hash + Eq> Paces<K> {
+    pub(crate) fn new(most: u32, every: Duration) -> Paces<K> {
+        Paces {
+            most,
+            every,
+            of: HashMap::new(),
+        }
+    }
+
+    /// Whether one may be taken now, else how long until it may.
+    pub(crate) fn check(&self, of: &K, now: Instant) -> Result<(), Duration> {
+        // A copy, so that asking takes nothing.
+        let bucket = self.of.get(of).copied();
+        bucket.map_or(Ok(()), |mut bucket| bucket.take(now))
+    }
+
+    /// One was taken.
+    pub(crate) fn handle_taken(&mut self, of: K, now: Instant) {
+        let bucket = self.of.entry(of);
+        let bucket = bucket.or_insert_with(|| Bucket::new(self.most, self.every));
+        // Those that were let through together may be a few too many.
+        let _over = bucket.take(now);
+    }
+}
+
 /// Failed attempts by source: some are free, then each doubles the wait.
 pub(crate) struct Attempts<K> {
     failed: HashMap<K, Failed>,
@@ -104,6 +136,24 @@ impl<K: Hash + Eq + Copy> Attempts<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_each_so_many_are_taken_at_once_and_then_at_an_even_rate() {
+        let mut paces = Paces::new(3, Duration::from_secs(1));
+        let start = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(paces.check(&'a', start), Ok(()));
+            paces.handle_taken('a', start);
+        }
+        for _ in 0..2 {
+            assert_eq!(paces.check(&'a', start), Err(Duration::from_secs(1)));
+        }
+        assert_eq!(paces.check(&'b', start), Ok(()));
+        let later = start + Duration::from_secs(1);
+        assert_eq!(paces.check(&'a', later), Ok(()));
+        paces.handle_taken('a', later);
+        assert!(paces.check(&'a', later).is_err());
+    }
 
     const SECOND: Duration = Duration::from_secs(1);
 

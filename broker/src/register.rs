@@ -29,7 +29,7 @@ pub(crate) struct Register {
     mesh: Option<Mesh>,
     epoch: [u8; 16],
     revision: u64,
-    items: HashMap<PublicKey, Item>,
+    items: BTreeMap<PublicKey, Item>,
     /// Of all items, by the revision of the last change.
     order: BTreeMap<(u64, [u8; 32]), PublicKey>,
     gone: BTreeMap<(u64, [u8; 32]), PublicKey>,
@@ -79,7 +79,7 @@ impl Register {
             mesh: mesh.map(|mesh| Mesh::new(mesh, None)),
             epoch: [0; 16],
             revision: 0,
-            items: HashMap::new(),
+            items: BTreeMap::new(),
             order: BTreeMap::new(),
             gone: BTreeMap::new(),
             floor: 0,
@@ -367,15 +367,14 @@ impl Register {
     }
 
     /// In the order of their identities, after this one.
-    pub(crate) fn nodes_after(&self, after: Option<[u8; 32]>) -> Vec<(PublicKey, &Listed)> {
-        let mut nodes: Vec<(PublicKey, &Listed)> = self
-            .items
+    pub(crate) fn nodes_after(
+        &self,
+        after: Option<[u8; 32]>,
+    ) -> impl Iterator<Item = (PublicKey, &Listed)> {
+        self.items
             .iter()
-            .filter(|(identity, _)| after.is_none_or(|after| *identity.as_bytes() > after))
+            .filter(move |(identity, _)| after.is_none_or(|after| *identity.as_bytes() > after))
             .filter_map(|(identity, item)| Some((*identity, item.listed.as_ref()?)))
-            .collect();
-        nodes.sort_unstable_by_key(|(identity, _)| *identity);
-        nodes
     }
 
     pub(crate) fn uses_after(

@@ -282,6 +282,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 }
 
+pub(crate) fn too_often(wait: Duration) -> Refusal {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    Refusal::TooOften {
+        retry_s: u32::try_from(seconds).unwrap_or(u32::MAX),
+    }
+}
+
 /// Enough for a list of thousands in pages, too few to keep a processor busy.
 fn requests_of_known() -> Bucket {
     Bucket::new(200, Duration::from_millis(10))

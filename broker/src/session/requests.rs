@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{CARRIES, Caller, Node, Seat, Session};
+use super::{CARRIES, Caller, Node, Seat, Session, too_often};
 use crate::broker::unix_now;
 use crate::enrol;
 use crate::entries;
@@ -386,12 +386,5 @@ fn refusal(error: &MemberRefusal) -> Refusal {
         | MemberRefusal::SameSequence(_)
         | MemberRefusal::TwoForOneUse(_)
         | MemberRefusal::Quota { .. } => Refusal::NotEnrolled,
-    }
-}
-
-fn too_often(wait: Duration) -> Refusal {
-    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    Refusal::TooOften {
-        retry_s: u32::try_from(seconds).unwrap_or(u32::MAX),
     }
 }
