@@ -49,7 +49,7 @@ impl Driver {
         tracing::info!(broker = broker.address, "in touch with a broker");
         let end = self.go_on(&mut talk).await;
         self.count_reachable(&mut talk).await;
-        if matches!(end, End::Stopped | End::Relist) {
+        if matches!(end, End::Stopped | End::Relist | End::Elsewhere) {
             talk.session.close().await;
         }
         end
@@ -281,7 +281,7 @@ impl Driver {
         if self.relist_at <= now {
             // Should this broker not manage, the next try is not at once.
             self.relist_at = now + self.relist_wait();
-            return Err(End::Relist);
+            return Err(End::Elsewhere);
         }
         Ok(())
     }

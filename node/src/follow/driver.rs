@@ -60,6 +60,9 @@ pub(super) enum End {
     Stopped,
     /// To be begun again at once, for everything.
     Relist,
+    /// The same, with another broker if one can be reached: none is to decide alone for long what
+    /// a node hears.
+    Elsewhere,
     Failed(Failure),
 }
 
@@ -140,6 +143,11 @@ impl Driver {
                 End::Relist => {
                     self.relist = true;
                     self.first = Some(contact);
+                    return Round::Served;
+                }
+                End::Elsewhere => {
+                    self.relist = true;
+                    self.last = Some(contact);
                     return Round::Served;
                 }
                 End::Failed(failure) => {

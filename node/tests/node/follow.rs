@@ -425,6 +425,31 @@ async fn a_broker_that_falls_silent_is_left_for_the_next() {
 }
 
 #[tokio::test]
+async fn no_broker_keeps_a_node_to_itself_for_ever() {
+    let mut home = Home::new().await;
+    home.timing.relist = Duration::from_millis(200);
+    let (_, paris) = home.neighbour("paris", "10.1.0.0/16");
+    let second_key = SigningKey::from_seed(&[44; 32]);
+    let second = Double::start(&second_key, Script::honest(&home.world.ledger)).await;
+    home.world
+        .add_broker(second_key.public(), vec![second.at()]);
+    home.serve();
+    let ledger = home.world.entries();
+    // One withholds a record, as long as it is asked; the other is honest.
+    second.script(|script| {
+        script.ledger = ledger;
+        script.on_watch = vec![Sent::Push(snapshot(vec![paris.member(1)], 1))];
+    });
+    let handle = home.follow();
+    until(&handle, |view| view.peers.contains_key(&paris.key())).await;
+    for broker in [&home.broker, &second] {
+        let before = broker.seen(|seen| seen.watches.len());
+        until_seen(broker, |seen| seen.watches.len() > before + 1).await;
+    }
+    handle.stop().await;
+}
+
+#[tokio::test]
 async fn a_broker_that_is_removed_is_left_and_one_that_comes_is_used() {
     let mut home = Home::new().await;
     let handle = home.follow();
