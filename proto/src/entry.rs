@@ -16,7 +16,8 @@ const VERSION: u8 = 1;
 const SIGNATURE: usize = 64;
 pub const MAX_PREFIXES: usize = 256;
 pub const MAX_BROKER_ADDRESSES: usize = 8;
-const MAX_KEYS: usize = 4096;
+/// Of a revocation, and of those that stay under a closed grant.
+pub const MAX_KEYS: usize = 4096;
 const MAX_CLOSINGS: usize = 256;
 /// As written. Not 0, which must never read as more than none.
 const UNLIMITED: u32 = u32::MAX;

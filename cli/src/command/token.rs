@@ -2,8 +2,10 @@
 
 mod create;
 
+use std::collections::BTreeSet;
+
 use anyhow::bail;
-use proto::entry::{Body, Closing, Uses};
+use proto::entry::{Body, Closing, MAX_KEYS, Uses};
 use proto::key::{Hash, PublicKey};
 use proto::ledger::{Charter, GrantStanding, GrantState};
 use serde::Serialize;
@@ -251,7 +253,33 @@ pub(crate) fn joined_with(desk: &mut Desk, grant: &Hash) -> anyhow::Result<Vec<P
     }
     keys.sort_unstable();
     keys.dedup();
+    let used = keys.len();
+    let keys = that_fit(keys, || {
+        let listed = outlook::trusted(desk.brokers().nodes(), desk.ledger());
+        let present = listed.iter().filter(|listed| listed.is_good());
+        present
+            .map(|listed| listed.record.record().identity)
+            .collect()
+    });
+    if keys.len() < used {
+        eprintln!(
+            "causeway: token {} brought {used} nodes, more than an entry can list; {} of them have no record any more and do not stay",
+            grant.short(),
+            used - keys.len()
+        );
+    }
     Ok(keys)
+}
+
+/// A site that makes its nodes anew every day uses its token more often than an entry has room
+/// for; those that are gone must not keep anybody from closing it.
+fn that_fit(used: Vec<PublicKey>, present: impl FnOnce() -> BTreeSet<PublicKey>) -> Vec<PublicKey> {
+    if used.len() <= MAX_KEYS {
+        return used;
+    }
+    let present = present();
+    let is_there = |key: &PublicKey| present.contains(key);
+    used.into_iter().filter(is_there).collect()
 }
 
 /// By name where a broker knows it, and always by key.
@@ -303,6 +331,24 @@ mod tests {
             issued: 100,
             state,
         }
+    }
+
+    #[test]
+    fn a_token_that_brought_more_nodes_than_an_entry_lists_keeps_those_that_are_there() {
+        let key = |number: u32| {
+            let mut seed = [7; 32];
+            seed[..4].copy_from_slice(&number.to_be_bytes());
+            SigningKey::from_seed(&seed).public()
+        };
+        let mut used: Vec<PublicKey> = (0..4096).map(key).collect();
+        assert_eq!(that_fit(used.clone(), BTreeSet::new), used);
+        used.push(key(4096));
+        let present: BTreeSet<PublicKey> = [key(5), key(4096), key(9999)].into();
+        assert_eq!(
+            that_fit(used, || present.clone()),
+            [key(5), key(4096)],
+            "and none that never used it"
+        );
     }
 
     #[test]
