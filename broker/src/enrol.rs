@@ -128,10 +128,13 @@ fn refuse_used(
     refused: &PublicKey,
     holder: Option<PublicKey>,
 ) -> Refusal {
-    let held = holder.map_or_else(|| "others".to_owned(), |holder| holder.to_string());
+    let held = holder.map_or_else(
+        || "others".to_owned(),
+        |holder| format!("node key {holder}"),
+    );
     info!(
         target: "audit",
-        "audit: token {} of site {} is used up by node key {held}; refused to node key {refused}",
+        "audit: token {} of site {} is used up by {held}; refused to node key {refused}",
         id.short(), grant.site
     );
     Refusal::TokenUsed {

@@ -87,7 +87,7 @@ pub enum Error {
         #[source]
         error: io::Error,
     },
-    #[error("a broker is running already on {}", .0.display())]
+    #[error("a broker is running already on {}; stop that one, or give this one another --runtime-dir", .0.display())]
     Running(PathBuf),
     #[error(
         "the authority's directory {} lies in {}, which the broker has to write to: give another --runtime-dir, or move the authority",

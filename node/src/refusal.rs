@@ -98,7 +98,7 @@ fn used(uses: u32, holder: Option<[u8; 32]>) -> String {
             key(holder)
         ),
         None => format!(
-            "all {uses} uses of the token are taken (`causeway token list` shows by whom); make another one with `causeway token create`"
+            "all {uses} uses of the token are taken (`causeway node list` shows by whom); make another one with `causeway token create`"
         ),
     }
 }

@@ -53,7 +53,11 @@ pub struct Lock {
 #[derive(Debug, Error)]
 pub enum StateError {
     #[error("{path}: {error}")]
-    Io { path: PathBuf, error: io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
     #[error("the state directory {0} does not exist; `causeway join --state-dir {0}` makes it")]
     Missing(PathBuf),
     #[error(
