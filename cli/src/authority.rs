@@ -38,6 +38,7 @@ impl Authority {
         }
         private::check_directory(directory)?;
         let key = read_key(&directory.join(KEY))?;
+        refuse_lost_ledger(directory)?;
         let file = LedgerFile::open(&directory.join(LEDGER))?;
         let authority = Authority {
             directory: directory.to_owned(),
@@ -104,7 +105,18 @@ impl Authority {
 pub(crate) fn read(directory: &Path) -> anyhow::Result<(SigningKey, Ledger)> {
     private::check_directory(directory)?;
     let key = read_key(&directory.join(KEY))?;
+    refuse_lost_ledger(directory)?;
     Ok((key, ledger_file::read(&directory.join(LEDGER))?))
+}
+
+fn refuse_lost_ledger(directory: &Path) -> anyhow::Result<()> {
+    if private::is_there(&directory.join(LEDGER))? {
+        return Ok(());
+    }
+    bail!(
+        "the authority in {} has lost its ledger; fetch it from a broker with `causeway ledger restore`, or put a copy back",
+        directory.display()
+    );
 }
 
 /// Of a directory that has lost its ledger.

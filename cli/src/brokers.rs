@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use node::session::{Failure, Session, Why};
 use proto::entry::{SignedEntry, StoreId};
+use proto::hello::Welcome;
 use proto::key::{Hash, MeshId, PublicKey, SigningKey};
 use proto::ledger::{Charter, Ledger};
 use proto::message::{GrantUse, NodeStatus, Refusal};
@@ -26,6 +27,8 @@ pub(crate) struct Brokers {
     reached: Vec<Session>,
     /// Of those reached by TLS, and of the local one if its directory tells.
     keys: BTreeSet<PublicKey>,
+    /// The local one answers, and nothing readable here says which one it is.
+    is_stranger_here: bool,
     failures: Vec<String>,
 }
 
@@ -60,6 +63,7 @@ pub(crate) struct Told {
 struct Found {
     reached: Vec<Session>,
     keys: BTreeSet<PublicKey>,
+    is_stranger_here: bool,
     failures: Vec<String>,
 }
 
@@ -69,6 +73,7 @@ impl Brokers {
             runtime: runtime()?,
             reached: Vec::new(),
             keys: BTreeSet::new(),
+            is_stranger_here: false,
             failures: Vec::new(),
         })
     }
@@ -83,26 +88,46 @@ impl Brokers {
         let socket = directories.broker_socket();
         let mut brokers = Brokers::none()?;
         let mut found = Found::default();
-        let asked = list(&places);
+        let places = if matches!(caller, Caller::Local) {
+            Vec::new()
+        } else {
+            places
+        };
+        let has_socket = socket.exists();
+        if !has_socket && matches!(caller, Caller::Local) {
+            found.failures.push(format!(
+                "{}: there is no such socket; is the broker running, and is --runtime-dir the one it was given?",
+                socket.display()
+            ));
+        }
+        let mut asked: Vec<String> = places.iter().map(|place| place.address.clone()).collect();
+        if has_socket {
+            asked.insert(0, socket.display().to_string());
+        }
+        let asked = print::list(&asked);
         brokers.runtime.block_on(patiently(&asked, async {
-            if socket.exists() {
-                match Session::connect_local(&socket, mesh).await {
-                    Ok((session, _)) => {
-                        found.reached.push(session);
-                        let local = directories.local_broker();
-                        found.keys.extend(local.map(|broker| broker.key().public()));
-                    }
-                    Err(failure) => found.failures.push(failure.to_string()),
-                }
+            if !has_socket {
+                return found.connect(places, mesh, caller).await;
             }
-            if !matches!(caller, Caller::Local) {
-                found.connect(places, mesh, caller).await;
-            }
+            let mut local = pin!(Session::connect_local(&socket, mesh));
+            // One that hangs must not keep the others waiting for their turn.
+            let Ok(opened) = timeout(QUIET, &mut local).await else {
+                let (opened, ()) = tokio::join!(local, found.connect(places, mesh, caller));
+                return found.take_local(opened, directories);
+            };
+            found.take_local(opened, directories);
+            found.connect(places, mesh, caller).await;
         }));
         brokers.reached = found.reached;
         brokers.keys = found.keys;
+        brokers.is_stranger_here = found.is_stranger_here;
         brokers.failures = found.failures;
         Ok(brokers)
+    }
+
+    /// Whether a broker of this mesh answers on the local socket that cannot be told by its key.
+    pub(crate) fn is_stranger_here(&self) -> bool {
+        self.is_stranger_here
     }
 
     pub(crate) fn is_any(&self) -> bool {
@@ -194,6 +219,23 @@ impl Brokers {
 }
 
 impl Found {
+    fn take_local(
+        &mut self,
+        opened: Result<(Session, Welcome), Failure>,
+        directories: &Directories,
+    ) {
+        match opened {
+            Ok((session, _)) => {
+                self.reached.push(session);
+                match directories.local_broker() {
+                    Some(local) => drop(self.keys.insert(local.key().public())),
+                    None => self.is_stranger_here = true,
+                }
+            }
+            Err(failure) => self.failures.push(failure.to_string()),
+        }
+    }
+
     /// To all at once; of several addresses of one broker the first that works is kept.
     async fn connect(&mut self, places: Vec<Place>, mesh: MeshId, caller: Caller<'_>) {
         let mut opening = JoinSet::new();
@@ -234,11 +276,6 @@ async fn patiently(asked: &str, work: impl Future<Output = ()>) {
         eprintln!("causeway: waiting for brokers to answer ({asked}); --offline does without");
         work.await;
     }
-}
-
-fn list(places: &[Place]) -> String {
-    let addresses: Vec<&String> = places.iter().map(|place| &place.address).collect();
-    print::list(&addresses)
 }
 
 /// The mesh of the broker whose socket this user may open: it is told by the kernel that it is

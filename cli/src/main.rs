@@ -115,10 +115,17 @@ fn wants_token(command: &Command) -> bool {
 }
 
 fn parse_words(words: Vec<OsString>) -> Result<Arguments, clap::Error> {
-    let mut command = config::apply(Arguments::command(), &words)
+    let mut command = config::apply(plain(Arguments::command()), &words)
         .map_err(|why| Arguments::command().error(ErrorKind::InvalidValue, why))?;
     let matches = command.try_get_matches_from_mut(words)?;
     Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// The help names the variables and leaves out what they hold.
+fn plain(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|flag| flag.hide_env_values(true))
+        .mut_subcommands(plain)
 }
 
 /// `causeway-wg wg0` means `causeway wg wg0`.

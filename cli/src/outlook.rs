@@ -1,16 +1,16 @@
 //! What a list shows: the ledger, from wherever this machine has it, and what the brokers that it
 //! can reach say. Nothing is signed and no file is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use node::state::{LocalNode, StateDir};
 use proto::enrolment::Enrolment;
 use proto::entry::{SignedEntry, StoreId};
-use proto::key::{MeshId, PublicKey, SigningKey};
-use proto::ledger::{Charter, Ledger};
+use proto::key::{Hash, MeshId, PublicKey, SigningKey};
+use proto::ledger::{Charter, GrantStanding, Ledger};
 use proto::mesh::Mesh;
-use proto::message::NodeStatus;
+use proto::message::{GrantUse, NodeStatus};
 use proto::record::{Member, SignedRecord};
 
 use crate::authority;
@@ -22,6 +22,26 @@ use crate::private;
 pub(crate) struct Outlook {
     ledger: Ledger,
     brokers: Brokers,
+}
+
+/// Uses of grants, and the stores that were asked for them.
+pub(crate) struct KnownUses {
+    stores: BTreeSet<StoreId>,
+    uses: Vec<GrantUse>,
+}
+
+impl KnownUses {
+    pub(crate) fn all(&self) -> &[GrantUse] {
+        &self.uses
+    }
+
+    /// `None` if no broker of the store that counts them was asked.
+    pub(crate) fn taken(&self, grant: &Hash, standing: &GrantStanding) -> Option<usize> {
+        self.stores.contains(&standing.grant.store).then(|| {
+            let of_this = self.uses.iter().filter(|taken| taken.grant == grant.0);
+            of_this.count()
+        })
+    }
 }
 
 /// A node as a broker lists it.
@@ -113,9 +133,14 @@ impl Outlook {
         &mut self.brokers
     }
 
-    /// Whether a broker was asked that counts for this store.
-    pub(crate) fn knows_store(&self, store: &StoreId) -> bool {
-        self.brokers.knows_store(self.charter(), store)
+    /// Who took which uses, as far as any broker can be asked.
+    pub(crate) fn uses(&mut self) -> KnownUses {
+        let stores = self.charter().brokers.iter().map(|broker| broker.store);
+        let known = stores.filter(|store| self.brokers.knows_store(self.charter(), store));
+        KnownUses {
+            stores: known.collect(),
+            uses: self.brokers.uses(),
+        }
     }
 
     pub(crate) fn take(&mut self, entries: &[SignedEntry]) {
@@ -166,15 +191,22 @@ fn source(arguments: &Signing) -> anyhow::Result<Source> {
         return Ok(Source::Node(StateDir::open(state)?.joined()?));
     }
     let ledger = arguments.directories.broker_ledger();
-    if private::is_there(&ledger)? {
-        return Ok(Source::Broker {
-            ledger: ledger_file::read(&ledger)?,
-        });
+    let is_broker = private::is_there(&ledger)?;
+    // A further broker's file stays empty until something is handed over on its host.
+    if is_broker && let Some(ledger) = ledger_file::read_any(&ledger)? {
+        return Ok(Source::Broker { ledger });
     }
     if !arguments.offline
         && let Some(mesh) = brokers::mesh_of_local(&arguments.directories)
     {
         return Ok(Source::Socket(mesh));
+    }
+    if is_broker {
+        bail!(
+            "the broker of {} has its ledger in its store, where only itself can read it, and none answers on {}; start it, or give its --runtime-dir. If it waits for its ledger still, enter it with `causeway broker add` where the authority is",
+            state.display(),
+            arguments.directories.broker_socket().display()
+        );
     }
     bail!(
         "{} is neither part of a mesh nor a broker's, there is no authority in {}, and no broker has its socket in {}; give the right --state-dir, --authority or --runtime-dir",

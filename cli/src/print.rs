@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::private;
+
 /// Prints and is content if whoever read it has seen enough.
 pub(crate) fn data(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
@@ -72,7 +74,17 @@ pub(crate) fn error(error: &anyhow::Error) -> String {
             text.push_str(&cause);
         }
     }
+    text.push_str(next(error, &text));
     text
+}
+
+/// What to do about a fault of a file, where whoever met it has not said so.
+fn next(error: &anyhow::Error, text: &str) -> &'static str {
+    let mut causes = error.chain();
+    let fault = causes.find_map(|cause| cause.downcast_ref::<io::Error>());
+    let next = fault.map_or("", |fault| private::next(fault.kind()));
+    // One that was told ends the text; the operating system's own words never do so.
+    if text.ends_with(')') { next } else { "" }
 }
 
 /// "1 node", "3 nodes".

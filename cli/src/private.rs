@@ -93,11 +93,7 @@ pub(crate) fn sync_directory(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {} durable; check the disk", path.display()))
 }
 
-const NEXT: [(io::ErrorKind, &str); 6] = [
-    (
-        io::ErrorKind::NotFound,
-        "; make its parent directory first, or give another path",
-    ),
+const NEXT: [(io::ErrorKind, &str); 5] = [
     (
         io::ErrorKind::PermissionDenied,
         "; run as the user that owns it, or as root",
@@ -114,10 +110,21 @@ const NEXT: [(io::ErrorKind, &str); 6] = [
     ),
 ];
 
+/// What to do about such a fault, as the end of a sentence; empty where that is not known.
+pub(crate) fn next(kind: io::ErrorKind) -> &'static str {
+    let known = NEXT.iter().find(|(known, _)| *known == kind);
+    known.map_or("", |(_, next)| next)
+}
+
 /// What failed, on what, and what to do, for the faults that operators meet.
 pub(crate) fn explain(error: io::Error, what: &str, path: &Path) -> anyhow::Error {
-    let known = NEXT.iter().find(|(kind, _)| *kind == error.kind());
-    let next = known.map_or("", |(_, next)| next);
+    let makes = what.starts_with("make") || what.starts_with("write");
+    let is_missing = error.kind() == io::ErrorKind::NotFound;
+    let next = match (is_missing, makes) {
+        (true, true) => "; make its parent directory first, or give another path",
+        (true, false) => "; check the path",
+        (false, _) => next(error.kind()),
+    };
     anyhow::anyhow!("cannot {what} {}: {error}{next}", path.display())
 }
 

@@ -56,11 +56,6 @@ impl Desk {
             );
         }
         self.authority.check_in_force()?;
-        if self.charter().fork.is_some() {
-            eprintln!(
-                "causeway: the ledger is forked: its key has signed two entries with one number. `causeway ledger show` shows them, `causeway ledger settle` ends it"
-            );
-        }
         Ok(())
     }
 
@@ -126,6 +121,12 @@ impl Desk {
     /// To every broker that can be reached, and to the ledger of the one on this machine. What was
     /// signed stands whatever comes of this, so it only speaks.
     pub(crate) fn hand_over(&mut self) {
+        // Here, since what a fork forbids has failed before and says so itself.
+        if self.charter().fork.is_some() {
+            eprintln!(
+                "causeway: the ledger is forked: its key has signed two entries with one number. `causeway ledger show` shows them, `causeway ledger settle` ends it"
+            );
+        }
         let kept = self.keep_locally();
         if let Err(error) = &kept {
             eprintln!(
@@ -139,6 +140,7 @@ impl Desk {
         }
         if !told.by.is_empty() {
             eprintln!("Told: {}.", print::list(&told.by));
+            self.say_who_was_not_told();
             return;
         }
         let ledger = self.authority.directory().join("ledger");
@@ -152,12 +154,24 @@ impl Desk {
         };
         if matches!(kept, Ok(true)) {
             eprintln!(
-                "No broker {untold}. The one on this machine learns of it when it starts; others by `causeway ledger push`."
+                "No broker {untold}. The one on this machine reads it when it is started next; a running one, and others, learn of it by `causeway ledger push`."
             );
         } else {
             eprintln!(
                 "No broker {untold}: it takes effect once one is. Run `causeway ledger push` when one can be reached, or carry {} to a broker's machine and run `causeway ledger push --file` there.",
                 ledger.display()
+            );
+        }
+    }
+
+    fn say_who_was_not_told(&self) {
+        let failures = self.brokers.failures();
+        for why in failures {
+            eprintln!("causeway: not told: {why}");
+        }
+        if !failures.is_empty() {
+            eprintln!(
+                "Nodes that know of it tell the others; to be sure, run `causeway ledger push` once those brokers can be reached."
             );
         }
     }

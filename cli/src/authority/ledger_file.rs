@@ -41,10 +41,22 @@ pub(crate) struct Taken {
 /// The ledger of a file that this process does not write. A torn last line is the writer's to
 /// repair.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Ledger> {
+    match read_any(path)? {
+        Some(ledger) => Ok(ledger),
+        None => bail!("{}: it has no entry at all", damaged(path)),
+    }
+}
+
+/// The same where the file may have no entry yet.
+pub(crate) fn read_any(path: &Path) -> anyhow::Result<Option<Ledger>> {
     let mut file = File::open(path).map_err(|error| private::explain(error, "read", path))?;
     let text = read_bytes(&mut file, path)?;
     let parsed = ledger_file::parse(&text).with_context(|| damaged(path))?;
-    ledger_of(&parsed.entries, None).with_context(|| damaged(path))
+    if parsed.entries.is_empty() {
+        return Ok(None);
+    }
+    let ledger = ledger_of(&parsed.entries, None).with_context(|| damaged(path))?;
+    Ok(Some(ledger))
 }
 
 impl LedgerFile {

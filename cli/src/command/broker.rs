@@ -14,6 +14,7 @@ use proto::key::PublicKey;
 use proto::ledger::GrantState;
 use serde::Serialize;
 
+use crate::brokers::Brokers;
 use crate::command::{Directories, Output, Signing, Usage};
 use crate::outlook::Outlook;
 use crate::parse;
@@ -54,7 +55,7 @@ pub(crate) struct Run {
     /// Metrics and health, for this machine only; `off` for neither.
     #[arg(long, value_name = "ADDRESS:PORT", env = "CAUSEWAY_HTTP", value_parser = http, default_value = "127.0.0.1:7880")]
     http: Http,
-    /// Do not forward datagrams of gateways whose paths fail.
+    /// Do not forward datagrams of gateways whose paths fail; this version never does.
     #[arg(long, env = "CAUSEWAY_NO_RELAY", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
     no_relay: bool,
 }
@@ -72,7 +73,7 @@ pub(crate) struct Add {
     /// The id of its store, as `broker init` printed it; not needed for a broker that is known.
     #[arg(long, value_name = "ID", env = "CAUSEWAY_STORE_ID", value_parser = store_id)]
     store_id: Option<StoreId>,
-    /// Where nodes reach it; may be given several times.
+    /// Where nodes reach it; may be given several times, and replaces what was there.
     #[arg(long, value_name = "H:P", env = "CAUSEWAY_ADDRESS", value_parser = parse::address, value_delimiter = ',', required = true)]
     address: Vec<String>,
     #[command(flatten)]
@@ -142,17 +143,21 @@ fn serve(arguments: Run) -> anyhow::Result<()> {
         http: arguments.http.0,
         relay: !arguments.no_relay,
     };
-    let listen = options.listen;
-    broker::run::run(options, |_| ()).map_err(|error| {
-        let error = anyhow::Error::new(error);
-        if is_address_taken(&error) {
-            let port = listen.port();
-            return error.context(format!(
-                "another program has an address this broker needs: `ss -lntup 'sport = :{port}'` shows it; end it, or give other ones with --listen and --http"
-            ));
-        }
-        error
-    })
+    if arguments.no_relay {
+        eprintln!("causeway: --no-relay changes nothing yet: this version has no relay");
+    }
+    broker::run::run(options, |_| ()).map_err(what_next)
+}
+
+fn what_next(error: broker::run::Error) -> anyhow::Error {
+    let error = anyhow::Error::new(error);
+    if is_address_taken(&error) {
+        let what = print::error(&error);
+        return anyhow::anyhow!(
+            "{what}; `ss -lntup` shows which program has it: end that one, or give another address with --listen or --http"
+        );
+    }
+    error
 }
 
 fn is_address_taken(error: &anyhow::Error) -> bool {
@@ -301,10 +306,30 @@ fn list(arguments: &List) -> anyhow::Result<()> {
         ]);
     }
     print::data(&table.text())?;
-    for why in outlook.brokers().failures() {
+    say_what_is_odd(&known, &arguments.signing, outlook.brokers());
+    Ok(())
+}
+
+fn say_what_is_odd(known: &[Broker], signing: &Signing, brokers: &Brokers) {
+    for why in brokers.failures() {
         eprintln!("causeway: {why}");
     }
-    Ok(())
+    if brokers.is_stranger_here() {
+        eprintln!(
+            "causeway: a broker of this mesh answers on {}; to see which one, give the --state-dir it runs with",
+            signing.directories.broker_socket().display()
+        );
+    }
+    for broker in known.iter().filter(|broker| broker.addresses.is_empty()) {
+        eprintln!("causeway: {}", no_address(&broker.key));
+    }
+}
+
+/// A mesh is often made before anyone knows by which name its broker will be reached.
+pub(crate) fn no_address(broker: &PublicKey) -> String {
+    format!(
+        "the ledger has no address of broker {broker}, so nodes cannot find it; add where it is reached: causeway broker add {broker} --address HOST:7800"
+    )
 }
 
 /// So that what a broker keeps is not made open to others by the parents it makes.

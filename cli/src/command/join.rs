@@ -1,16 +1,23 @@
 //! `causeway join`.
 
 use std::path::PathBuf;
+use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::bail;
+use node::join::{JoinError, Joined, Options, Step};
 use proto::name::Name;
 use serde::Serialize;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::command::{Output, Usage};
 use crate::parse;
 use crate::print;
 use crate::secret;
+
+/// Waiting this long needs no word.
+const QUIET: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -34,7 +41,7 @@ pub(crate) struct Arguments {
     /// Where in its region.
     #[arg(long, value_name = "Z", env = "CAUSEWAY_ZONE", default_value = "")]
     zone: String,
-    /// The gateway through which this machine reaches the broker, if it cannot by itself.
+    /// The gateway through which daemons reach the broker, if they cannot by themselves; join itself does not use it.
     #[arg(long, value_name = "GATEWAY", env = "CAUSEWAY_VIA")]
     via: Option<String>,
     /// Only to say why a token does not belong there.
@@ -71,7 +78,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         ));
     }
     let token = token(&arguments)?;
-    let options = node::join::Options {
+    let options = Options {
         token,
         state_dir: arguments.state_dir,
         node: arguments.node,
@@ -82,7 +89,12 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let joined = runtime.block_on(node::join::join(options, &mut |step| eprintln!("{step}")))?;
+    if let Some(via) = &options.via {
+        eprintln!(
+            "--via {via} is kept for this machine's daemons, which this version does not have yet; join itself calls the brokers directly"
+        );
+    }
+    let joined = runtime.block_on(narrated(options))?;
     if arguments.output.json {
         print::json(&Shown {
             mesh: joined.mesh.to_string(),
@@ -94,6 +106,33 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Each step as it is done. What failed is told once: with the next step, or by the error.
+async fn narrated(options: Options) -> Result<Joined, JoinError> {
+    let mut failed = Vec::new();
+    let mut tell = |step: Step| {
+        if let Step::Failed(_) = step {
+            return failed.push(step);
+        }
+        for earlier in failed.drain(..) {
+            eprintln!("{earlier}");
+        }
+        eprintln!("{step}");
+        if let Step::Next { .. } = step {
+            eprintln!(
+                "(this version has neither of these daemons yet; what was stored stays valid)"
+            );
+        }
+    };
+    let mut joining = pin!(node::join::join(options, &mut tell));
+    match timeout(QUIET, &mut joining).await {
+        Ok(done) => done,
+        Err(_) => {
+            eprintln!("still waiting for a broker of the token to answer");
+            joining.await
+        }
+    }
 }
 
 /// A machine that belongs to a mesh already needs no token, and is not asked for one. One in a

@@ -3,6 +3,7 @@
 mod recover;
 mod restore;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -117,17 +118,39 @@ fn show(arguments: &Show) -> anyhow::Result<()> {
         });
     }
     let mut table = Table::new(["no", "id", "signed", "what"]);
+    let given_up = given_up(ledger);
     for entry in entries {
+        let mark = if given_up.contains(&entry.id) {
+            " (given up)"
+        } else {
+            ""
+        };
         table.row([
             entry.number.to_string(),
             entry.id[..12].to_owned(),
             entry.issued,
-            entry.what,
+            entry.what + mark,
         ]);
     }
     print::data(&table.text())?;
     say_fork(ledger.charter());
     Ok(())
+}
+
+/// Entries beside the line that holds; none while a fork is open, when nobody has chosen yet.
+fn given_up(ledger: &Ledger) -> BTreeSet<String> {
+    if ledger.charter().fork.is_some() {
+        return BTreeSet::new();
+    }
+    let mut beside: BTreeMap<Hash, &SignedEntry> = ledger
+        .entries()
+        .map(|entry| (entry.hash(), entry))
+        .collect();
+    let mut next = ledger.head().map(|head| head.hash);
+    while let Some(entry) = next.and_then(|hash| beside.remove(&hash)) {
+        next = Some(entry.entry().previous);
+    }
+    beside.keys().map(Hash::to_string).collect()
 }
 
 fn say_fork(charter: &Charter) {
@@ -153,6 +176,15 @@ fn show_entry(signed: &SignedEntry) -> ShownEntry {
     }
 }
 
+/// `given 10.1.0.0/16`; nothing for nothing.
+fn named<T: ToString>(name: &str, values: &[T]) -> Option<String> {
+    (!values.is_empty()).then(|| format!("{name} {}", print::list(values)))
+}
+
+fn joined(parts: [Option<String>; 2]) -> String {
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
 /// One line for people.
 fn what(body: &Body) -> String {
     match body {
@@ -172,11 +204,8 @@ fn what(body: &Body) -> String {
             removed,
         } => {
             let added = [&**added, &**added_service].concat();
-            format!(
-                "site {site}: given {}, taken {}",
-                print::list(&added),
-                print::list(removed)
-            )
+            let parts = [named("given", &added), named("taken", removed)];
+            format!("site {site}: {}", joined(parts))
         }
         Body::Revocation { keys, closings } => {
             let closed: Vec<String> = closings
@@ -186,11 +215,8 @@ fn what(body: &Body) -> String {
                     format!("{} ({stay})", closing.grant.short())
                 })
                 .collect();
-            format!(
-                "revoked: nodes {}, tokens {}",
-                print::list(keys),
-                print::list(&closed)
-            )
+            let parts = [named("nodes", keys), named("tokens", &closed)];
+            format!("revoked: {}", joined(parts))
         }
         Body::SiteRevoked { site } => format!("site {site} revoked"),
         Body::Broker(broker) => {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Context, bail};
 use proto::entry::{Body, Closing, Uses};
 use proto::key::{Hash, PublicKey};
-use proto::ledger::GrantState;
+use proto::ledger::{Charter, GrantStanding, GrantState, Standing};
+use proto::message::GrantUse;
 use proto::name::Name;
 use proto::record::NodeState;
 use serde::Serialize;
@@ -40,8 +41,8 @@ pub(crate) struct List {
 pub(crate) struct Revoke {
     #[command(flatten)]
     signing: Signing,
-    /// Its name, SITE/NAME, or its key.
-    #[arg(value_name = "NAME", allow_hyphen_values = true)]
+    /// Its name, SITE/NAME, or its key, as `node list` shows them.
+    #[arg(value_name = "NODE", allow_hyphen_values = true)]
     node: String,
     /// Do not ask.
     #[arg(long, env = "CAUSEWAY_YES", value_parser = clap::builder::FalseyValueParser::new())]
@@ -59,7 +60,8 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
 
 #[derive(Serialize)]
 struct Shown {
-    node: String,
+    /// `None` as long as it has no record.
+    node: Option<String>,
     site: String,
     role: String,
     identity: String,
@@ -71,45 +73,99 @@ struct Shown {
     region: String,
     zone: String,
     token: String,
-    sequence: u64,
+    sequence: Option<u64>,
 }
+
+const NOT_STARTED: &str = "joined, not started";
 
 fn list(arguments: &List) -> anyhow::Result<()> {
     let mut outlook = Outlook::open(&arguments.signing)?;
     let Some(nodes) = outlook.nodes() else {
         bail!("only brokers know the nodes; see above why none could be asked, then repeat");
     };
-    let mut shown: Vec<Shown> = nodes
-        .iter()
-        .filter(|listed| {
-            let site = &listed.record.record().site;
-            arguments.site.as_ref().is_none_or(|wanted| wanted == site)
-        })
-        .map(show)
-        .collect();
-    shown.sort_by(|one, other| (&one.site, &one.node).cmp(&(&other.site, &other.node)));
+    let uses = outlook.uses();
+    let mut shown: Vec<Shown> = nodes.iter().map(show).collect();
+    shown.extend(not_started(outlook.charter(), uses.all(), &nodes));
+    if let Some(wanted) = &arguments.site {
+        shown.retain(|node| node.site == wanted.as_str());
+    }
+    let rank = |node: &Shown| (node.site.clone(), node.node.is_none(), node.node.clone());
+    shown.sort_by_key(rank);
     if arguments.output.json {
         return print::json(&shown);
     }
+    let is_any_new = shown.iter().any(|node| node.state == NOT_STARTED);
     let heard = |listed: &Shown| match (&listed.heard, listed.connected) {
         (_, true) => "now".to_owned(),
         (Some(heard), false) => heard.clone(),
         (None, false) => "never".to_owned(),
     };
-    let mut table = Table::new(["site", "node", "role", "state", "heard", "addresses", "key"]);
+    let mut table = Table::new([
+        "site",
+        "node",
+        "role",
+        "state",
+        "heard",
+        "addresses",
+        "token",
+        "key",
+    ]);
     for node in shown {
         let heard = heard(&node);
         table.row([
             node.site,
-            node.node,
+            node.node.unwrap_or("-".to_owned()),
             node.role,
             node.state,
             heard,
             print::list(&node.addresses),
+            node.token,
             node.identity,
         ]);
     }
-    print::data(&table.text())
+    print::data(&table.text())?;
+    if is_any_new {
+        eprintln!(
+            "{NOT_STARTED}: this key took a use of the token and has no record. Its daemon has not run yet, or the machine is gone for good. If it is none of yours: causeway node revoke KEY"
+        );
+    }
+    Ok(())
+}
+
+/// Those who took a use of a grant, may stay, and have no record at any broker.
+fn not_started(charter: &Charter, uses: &[GrantUse], nodes: &[Listed]) -> Vec<Shown> {
+    let with_record: BTreeSet<[u8; 32]> = nodes
+        .iter()
+        .map(|listed| *listed.record.record().identity.as_bytes())
+        .collect();
+    let without = uses
+        .iter()
+        .filter(|taken| !with_record.contains(&taken.identity));
+    let shown = without.filter_map(|taken| {
+        let grant = Hash(taken.grant);
+        let identity = PublicKey::new(taken.identity).ok()?;
+        let standing = charter.grant(&grant)?;
+        let may_stay = charter.standing(&grant, &identity) == Standing::Good;
+        may_stay.then(|| joined(&grant, standing, &identity))
+    });
+    shown.collect()
+}
+
+fn joined(grant: &Hash, standing: &GrantStanding, identity: &PublicKey) -> Shown {
+    Shown {
+        node: None,
+        site: standing.grant.site.to_string(),
+        role: standing.grant.role.to_string(),
+        identity: identity.to_string(),
+        state: NOT_STARTED.to_owned(),
+        connected: false,
+        heard: None,
+        addresses: Vec::new(),
+        region: String::new(),
+        zone: String::new(),
+        token: grant.short(),
+        sequence: None,
+    }
 }
 
 fn show(listed: &Listed) -> Shown {
@@ -117,7 +173,7 @@ fn show(listed: &Listed) -> Shown {
     let presence = record.presence();
     let text = |text: Option<&String>| text.cloned().unwrap_or_default();
     Shown {
-        node: record.node.to_string(),
+        node: Some(record.node.to_string()),
         site: record.site.to_string(),
         role: record.role.to_string(),
         identity: record.identity.to_string(),
@@ -134,7 +190,7 @@ fn show(listed: &Listed) -> Shown {
         region: text(presence.map(|presence| &presence.region)),
         zone: text(presence.map(|presence| &presence.zone)),
         token: listed.enrolment.proof.grant.short(),
-        sequence: record.sequence,
+        sequence: Some(record.sequence),
     }
 }
 
@@ -153,15 +209,26 @@ fn state(listed: &Listed) -> String {
 /// A node to revoke, and the grant it came by where a broker knows it.
 struct Found {
     key: PublicKey,
-    name: String,
+    /// `None` if no broker has a record of it.
+    name: Option<String>,
     grant: Option<Hash>,
+}
+
+impl Found {
+    fn text(&self) -> String {
+        match &self.name {
+            Some(name) => format!("node {name} ({})", self.key),
+            None => format!("the node with the key {}", self.key),
+        }
+    }
 }
 
 #[derive(Serialize)]
 struct Revoked {
-    node: String,
+    node: Option<String>,
     identity: String,
-    entry: u64,
+    /// `None` if it was revoked before.
+    entry: Option<u64>,
     /// The token that is closed with it, if it had more uses.
     closed: Option<String>,
     stay: Vec<String>,
@@ -171,15 +238,12 @@ fn revoke(arguments: &Revoke) -> anyhow::Result<()> {
     let mut desk = Desk::open(&arguments.signing)?;
     let found = find(&mut desk, &arguments.node)?;
     if desk.charter().revoked.contains(&found.key) {
-        eprintln!("Node {} is revoked already.", found.name);
+        eprintln!("Revoked already: {}.", found.text());
         desk.hand_over();
-        return Ok(());
+        return print_revoked(arguments.output, found, None, None);
     }
     let closing = closing(&mut desk, &found)?;
-    eprintln!(
-        "This cuts off node {} ({}) for good.",
-        found.name, found.key
-    );
+    eprintln!("This cuts off {} for good.", found.text());
     if let Some(closing) = &closing {
         eprintln!(
             "It joined with token {}, which has many uses and may still be in its hands, so the token is closed too.",
@@ -193,19 +257,33 @@ fn revoke(arguments: &Revoke) -> anyhow::Result<()> {
         keys: vec![found.key],
         closings: closing.iter().cloned().collect(),
     })?;
-    eprintln!("Node {} is revoked.", found.name);
+    eprintln!("Revoked: {}.", found.text());
     desk.hand_over();
-    if arguments.output.json {
-        let stay = closing.iter().flat_map(|closing| &closing.stay);
-        print::json(&Revoked {
-            node: found.name,
-            identity: found.key.to_string(),
-            entry: entry.entry().number,
-            closed: closing.as_ref().map(|closing| closing.grant.short()),
-            stay: stay.map(ToString::to_string).collect(),
-        })?;
+    print_revoked(
+        arguments.output,
+        found,
+        Some(entry.entry().number),
+        closing.as_ref(),
+    )
+}
+
+fn print_revoked(
+    output: Output,
+    found: Found,
+    entry: Option<u64>,
+    closing: Option<&Closing>,
+) -> anyhow::Result<()> {
+    if !output.json {
+        return Ok(());
     }
-    Ok(())
+    let stay = closing.iter().flat_map(|closing| &closing.stay);
+    print::json(&Revoked {
+        node: found.name,
+        identity: found.key.to_string(),
+        entry,
+        closed: closing.map(|closing| closing.grant.short()),
+        stay: stay.map(ToString::to_string).collect(),
+    })
 }
 
 /// By key without any broker; by name as the brokers list it.
@@ -227,7 +305,7 @@ fn find(desk: &mut Desk, text: &str) -> anyhow::Result<Found> {
         };
         return Ok(Found {
             key,
-            name: listed.map_or("of this key".to_owned(), name_of),
+            name: listed.map(name_of),
             grant,
         });
     }
@@ -246,10 +324,12 @@ fn find(desk: &mut Desk, text: &str) -> anyhow::Result<Found> {
     match matching.as_slice() {
         [one] => Ok(Found {
             key: one.record.record().identity,
-            name: name_of(one),
+            name: Some(name_of(one)),
             grant: Some(one.enrolment.proof.grant),
         }),
-        [] => bail!("no broker knows a node {text}; `causeway node list` shows those there are"),
+        [] => bail!(
+            "no broker knows a node {text}; `causeway node list` shows those there are. One that joined and has not started has no name yet: give its key"
+        ),
         many => {
             let names: BTreeSet<String> = many
                 .iter()

@@ -3,13 +3,13 @@
 use anyhow::{Context, bail};
 use ip_network::IpNetwork;
 use proto::entry::{Body, Role};
-use proto::ledger::{Charter, GrantState, PrefixState, SitePrefix};
+use proto::ledger::{Charter, PrefixState, SitePrefix};
 use proto::name::Name;
 use serde::Serialize;
 
 use crate::ask;
-use crate::command::{Output, Signing};
-use crate::outlook::{Listed, Outlook};
+use crate::command::{Output, Signing, token};
+use crate::outlook::{KnownUses, Listed, Outlook};
 use crate::parse;
 use crate::print::{self, Table};
 use crate::signing::Desk;
@@ -97,6 +97,8 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
+const OWNED: &str = "owned";
+
 #[derive(Serialize)]
 struct Site {
     site: String,
@@ -105,6 +107,13 @@ struct Site {
     gateways: Option<usize>,
     agents: Option<usize>,
     open_tokens: usize,
+}
+
+/// What a change leaves a site with.
+#[derive(Serialize)]
+struct Changed {
+    site: String,
+    prefixes: Vec<Prefix>,
 }
 
 #[derive(Serialize)]
@@ -119,7 +128,7 @@ fn prefix(held: &SitePrefix) -> Prefix {
         prefix: held.prefix.to_string(),
         service: held.service,
         state: match &held.state {
-            PrefixState::Owned => "owned".to_owned(),
+            PrefixState::Owned => OWNED.to_owned(),
             PrefixState::Overlaps { site, prefix } => {
                 format!("quarantined: overlaps {prefix} of site {site}, which had it first")
             }
@@ -129,7 +138,23 @@ fn prefix(held: &SitePrefix) -> Prefix {
     }
 }
 
-fn site(charter: &Charter, name: &Name, nodes: Option<&[Listed]>) -> Site {
+/// What brokers know, where one could be asked.
+struct Known {
+    nodes: Option<Vec<Listed>>,
+    uses: KnownUses,
+}
+
+impl Known {
+    fn of(outlook: &mut Outlook) -> Known {
+        Known {
+            nodes: outlook.nodes(),
+            uses: outlook.uses(),
+        }
+    }
+}
+
+fn site(charter: &Charter, name: &Name, known: &Known) -> Site {
+    let nodes = known.nodes.as_deref();
     let count = |role: Role| {
         nodes.map(|nodes| {
             let here = nodes.iter().filter(|listed| {
@@ -140,10 +165,9 @@ fn site(charter: &Charter, name: &Name, nodes: Option<&[Listed]>) -> Site {
         })
     };
     let now = time::now();
-    let open = charter.grants.values().filter(|standing| {
+    let open = charter.grants.iter().filter(|(id, standing)| {
         standing.grant.site == *name
-            && standing.state == GrantState::Open
-            && now <= standing.grant.not_after
+            && token::is_open(standing, known.uses.taken(id, standing), now)
     });
     Site {
         site: name.to_string(),
@@ -156,17 +180,19 @@ fn site(charter: &Charter, name: &Name, nodes: Option<&[Listed]>) -> Site {
 
 fn list(arguments: &List) -> anyhow::Result<()> {
     let mut outlook = Outlook::open(&arguments.signing)?;
-    let nodes = outlook.nodes();
+    let known = Known::of(&mut outlook);
     let charter = outlook.charter();
     let sites: Vec<Site> = charter
         .sites()
         .into_iter()
-        .map(|name| site(charter, name, nodes.as_deref()))
+        .map(|name| site(charter, name, &known))
         .collect();
     if arguments.output.json {
         return print::json(&sites);
     }
     let number = |count: Option<usize>| count.map_or("?".to_owned(), |count| count.to_string());
+    let mut prefixes = sites.iter().flat_map(|site| &site.prefixes);
+    let is_any_odd = prefixes.any(|prefix| prefix.state != OWNED);
     let mut table = Table::new(["site", "prefixes", "gateways", "agents", "open tokens"]);
     for site in sites {
         let prefixes: Vec<String> = site.prefixes.iter().map(in_short).collect();
@@ -178,21 +204,24 @@ fn list(arguments: &List) -> anyhow::Result<()> {
             site.open_tokens.to_string(),
         ]);
     }
-    print::data(&table.text())
+    print::data(&table.text())?;
+    if is_any_odd {
+        eprintln!("(!) nobody reaches this prefix; `causeway site show NAME` says why");
+    }
+    Ok(())
 }
 
 fn in_short(prefix: &Prefix) -> String {
     let service = if prefix.service { " (service)" } else { "" };
-    let fault = if prefix.state == "owned" { "" } else { " (!)" };
+    let fault = if prefix.state == OWNED { "" } else { " (!)" };
     format!("{}{service}{fault}", prefix.prefix)
 }
 
 fn show(arguments: &Show) -> anyhow::Result<()> {
     let mut outlook = Outlook::open(&arguments.signing)?;
     refuse_unknown(outlook.charter(), &arguments.site)?;
-    let nodes = outlook.nodes();
-    let charter = outlook.charter();
-    let site = site(charter, &arguments.site, nodes.as_deref());
+    let known = Known::of(&mut outlook);
+    let site = site(outlook.charter(), &arguments.site, &known);
     if arguments.output.json {
         return print::json(&site);
     }
@@ -251,16 +280,43 @@ fn remove_prefix(arguments: &RemovePrefix) -> anyhow::Result<()> {
 
 fn change(signing: &Signing, name: &Name, body: Body, output: Output) -> anyhow::Result<()> {
     let mut desk = Desk::open(signing)?;
-    desk.sign(body)
-        .with_context(|| format!("site {name} was not changed"))?;
-    let site = site(desk.charter(), name, None);
-    let prefixes: Vec<String> = site.prefixes.iter().map(in_short).collect();
-    eprintln!("Site {name} now has: {}", print::list(&prefixes));
+    if has_already(desk.charter(), &body) {
+        eprintln!("Site {name} has that already; nothing was signed.");
+    } else {
+        desk.sign(body)
+            .with_context(|| format!("site {name} was not changed"))?;
+    }
+    let prefixes: Vec<Prefix> = desk.charter().prefixes_of(name).map(prefix).collect();
+    let texts: Vec<String> = prefixes.iter().map(in_short).collect();
+    eprintln!("Site {name} now has: {}", print::list(&texts));
     desk.hand_over();
     if output.json {
-        print::json(&site)?;
+        let site = name.to_string();
+        print::json(&Changed { site, prefixes })?;
     }
     Ok(())
+}
+
+/// So that a script that is run again leaves no trace in the ledger.
+fn has_already(charter: &Charter, body: &Body) -> bool {
+    let Body::Prefixes {
+        site,
+        added,
+        added_service,
+        removed,
+    } = body
+    else {
+        return false;
+    };
+    let holds = |prefix: &IpNetwork, service: bool| {
+        charter
+            .prefixes_of(site)
+            .filter(|held| held.state == PrefixState::Owned)
+            .any(|held| held.prefix == *prefix && held.service == service)
+    };
+    removed.is_empty()
+        && added.iter().all(|prefix| holds(prefix, false))
+        && added_service.iter().all(|prefix| holds(prefix, true))
 }
 
 #[derive(Serialize)]

@@ -84,22 +84,14 @@ struct Shown {
 
 fn list(arguments: &List) -> anyhow::Result<()> {
     let mut outlook = Outlook::open(&arguments.signing)?;
-    let uses = outlook
-        .has_broker("the uses taken")
-        .then(|| outlook.brokers().uses());
+    outlook.has_broker("the uses taken");
+    let uses = outlook.uses();
     let now = time::now();
     let mut grants: Vec<(&Hash, &GrantStanding)> = outlook.charter().grants.iter().collect();
     grants.sort_by_key(|(_, standing)| standing.number);
     let shown: Vec<Shown> = grants
         .into_iter()
-        .map(|(id, standing)| {
-            let asked = outlook.knows_store(&standing.grant.store);
-            let taken = uses.as_ref().filter(|_| asked).map(|uses| {
-                let of_this = uses.iter().filter(|taken| taken.grant == id.0);
-                of_this.count()
-            });
-            show(id, standing, taken, now)
-        })
+        .map(|(id, standing)| show(id, standing, uses.taken(id, standing), now))
         .collect();
     if arguments.output.json {
         return print::json(&shown);
@@ -145,6 +137,11 @@ fn show(id: &Hash, standing: &GrantStanding, taken: Option<usize>, now: u64) -> 
     }
 }
 
+/// Whether machines join with it, now or once its time has come.
+pub(crate) fn is_open(standing: &GrantStanding, taken: Option<usize>, now: u64) -> bool {
+    matches!(state(standing, taken, now), "open" | "not yet valid")
+}
+
 /// One word for what a machine that shows the token now would meet.
 fn state(standing: &GrantStanding, taken: Option<usize>, now: u64) -> &'static str {
     let grant = &standing.grant;
@@ -179,7 +176,8 @@ pub(crate) fn find(charter: &Charter, id: &str) -> anyhow::Result<Hash> {
 #[derive(Serialize)]
 struct Revoked {
     id: String,
-    entry: u64,
+    /// `None` if it was closed before.
+    entry: Option<u64>,
     stay: Vec<String>,
 }
 
@@ -189,9 +187,10 @@ fn revoke(arguments: &Revoke) -> anyhow::Result<()> {
     if let Some(standing) = desk.charter().grant(&grant) {
         match &standing.state {
             GrantState::Closed { stay } if stay.is_empty() || !arguments.with_nodes => {
+                let stay = stay.iter().map(ToString::to_string).collect();
                 eprintln!("Token {} is revoked already.", grant.short());
                 desk.hand_over();
-                return Ok(());
+                return print_revoked(arguments.output, &grant, None, stay);
             }
             GrantState::Closed { .. }
             | GrantState::Open
@@ -217,14 +216,24 @@ fn revoke(arguments: &Revoke) -> anyhow::Result<()> {
     );
     say_who_stays(&mut desk, &stay);
     desk.hand_over();
-    if arguments.output.json {
-        print::json(&Revoked {
-            id: grant.short(),
-            entry: entry.entry().number,
-            stay: stay.iter().map(ToString::to_string).collect(),
-        })?;
+    let stay = stay.iter().map(ToString::to_string).collect();
+    print_revoked(arguments.output, &grant, Some(entry.entry().number), stay)
+}
+
+fn print_revoked(
+    output: Output,
+    grant: &Hash,
+    entry: Option<u64>,
+    stay: Vec<String>,
+) -> anyhow::Result<()> {
+    if !output.json {
+        return Ok(());
     }
-    Ok(())
+    print::json(&Revoked {
+        id: grant.short(),
+        entry,
+        stay,
+    })
 }
 
 /// Who took a use of a grant and may stay: the closing has to list them. Only brokers know.
@@ -300,7 +309,7 @@ pub(crate) fn say_who_stays(desk: &mut Desk, stay: &[PublicKey]) {
             .iter()
             .map(|listed| listed.record.record())
             .find(|record| record.identity == *key)
-            .map_or("(no record)".to_owned(), |record| {
+            .map_or("(joined, not started)".to_owned(), |record| {
                 format!("{}/{}", record.site, record.node)
             });
         eprintln!("  {key}  {name}");
@@ -359,6 +368,10 @@ mod tests {
         assert_eq!(state(&open, None, 200), "open");
         assert_eq!(state(&open, None, 201), "expired");
         assert_eq!(state(&open, Some(2), 201), "used");
+        assert!(is_open(&open, Some(1), 150));
+        assert!(is_open(&open, None, 50));
+        assert!(!is_open(&open, Some(2), 150));
+        assert!(!is_open(&open, None, 201));
         let closed = standing(GrantState::Closed { stay: [].into() });
         assert_eq!(state(&closed, Some(2), 150), "revoked");
         assert_eq!(

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use broker::directory::{self, About, New, StoreUrl};
 use proto::entry::{Body, Broker, SignedEntry, StoreId};
 use proto::key::{PublicKey, SigningKey};
@@ -19,6 +19,8 @@ use crate::time;
 
 use super::etcd::Etcd;
 
+const DEFAULT_PORT: &str = "7800";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// What this machine keeps; the broker goes to D/broker.
@@ -29,7 +31,7 @@ pub(crate) struct Arguments {
         default_value = "/var/lib/causeway"
     )]
     state_dir: PathBuf,
-    /// Where the authority's key and ledger go, best another machine's disk; D/authority if not given.
+    /// Where the authority's key and ledger go, best elsewhere than the broker; D/authority if not given.
     #[arg(
         long,
         value_name = "DIR",
@@ -72,7 +74,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .store
         .clone()
         .with(arguments.etcd.clone().into())?;
-    super::make_state_directory(&arguments.state_dir)?;
     match arguments.mesh {
         Some(authority) => further(arguments, store, authority),
         None => first(arguments, store),
@@ -87,13 +88,16 @@ struct Fresh {
 
 fn fresh(store: &StoreUrl) -> anyhow::Result<Fresh> {
     Ok(Fresh {
-        store_id: directory::claim_store(store)?,
+        store_id: directory::claim_store(store)
+            .context("nothing was made; see to the store, then run the same command again")?,
         key: SigningKey::from_seed(&*authority::new_seed()?),
     })
 }
 
 fn further(arguments: &Arguments, store: StoreUrl, authority: PublicKey) -> anyhow::Result<()> {
+    refuse_broker(&arguments.state_dir)?;
     let Fresh { key, store_id } = fresh(&store)?;
+    super::make_state_directory(&arguments.state_dir)?;
     let broker_key = key.public();
     let about = About {
         mesh: None,
@@ -123,10 +127,25 @@ fn further(arguments: &Arguments, store: StoreUrl, authority: PublicKey) -> anyh
         addresses => addresses.join(","),
     };
     eprintln!(
-        "A further broker. It waits for its ledger: start it, then enter it where the authority is:\n  causeway broker run --state-dir {}\n  causeway broker add {broker_key} --store-id {store_id} --address {address}",
+        "A further broker. It waits for its ledger: start it, then enter it where the authority is:\n  causeway broker run --state-dir {}{}\n  causeway broker add {broker_key} --store-id {store_id} --address {address}",
         arguments.state_dir.display(),
+        listen(&arguments.address)
     );
     Ok(())
+}
+
+/// What `run` needs to be found where it is said to be.
+fn listen(addresses: &[String]) -> String {
+    let mut ports = addresses
+        .iter()
+        .filter_map(|address| address.rsplit_once(':'))
+        .map(|(_, port)| port);
+    match ports.next() {
+        Some(port) if port != DEFAULT_PORT && ports.all(|other| other == port) => {
+            format!(" --listen [::]:{port}")
+        }
+        Some(_) | None => String::new(),
+    }
 }
 
 fn first(arguments: &Arguments, store: StoreUrl) -> anyhow::Result<()> {
@@ -136,6 +155,7 @@ fn first(arguments: &Arguments, store: StoreUrl) -> anyhow::Result<()> {
         .unwrap_or_else(|| arguments.state_dir.join("authority"));
     refuse_existing(&arguments.state_dir, &authority_directory)?;
     let Fresh { key, store_id } = fresh(&store)?;
+    super::make_state_directory(&arguments.state_dir)?;
     let authority = SigningKey::from_seed(&*authority::new_seed()?);
     let recovery = SigningKey::from_seed(&*authority::new_seed()?);
     let broker = Broker {
@@ -190,7 +210,12 @@ fn refuse_existing(state: &Path, authority: &Path) -> anyhow::Result<()> {
             authority.display()
         );
     }
-    if broker.exists() {
+    refuse_broker(state)
+}
+
+fn refuse_broker(state: &Path) -> anyhow::Result<()> {
+    let broker = state.join("broker");
+    if private::is_there(&broker)? {
         bail!(
             "there is a broker in {} already; start it with `causeway broker run --state-dir {}`, or give another --state-dir",
             broker.display(),
@@ -255,8 +280,9 @@ fn explain(arguments: &Arguments, authority: &Path) -> String {
         "Write the recovery key down and keep it away from this machine: it is shown only now and is the only way to replace a lost or stolen authority.\n\
          The authority's key is in {}. Whoever has it rules the mesh; the broker never opens it, and it is best moved to another machine.\n\
          Next, start the broker and make a token for a site:\n  \
-         causeway broker run --state-dir {state}\n  \
+         causeway broker run --state-dir {state}{listen}\n  \
          causeway token create --state-dir {state}{elsewhere}{address} --site NAME --cidr 10.1.0.0/16\n",
-        authority.display()
+        authority.display(),
+        listen = listen(&arguments.address)
     )
 }

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use proto::key::MeshId;
 use proto::ledger::Ledger;
 use serde::Serialize;
 
 use crate::authority::{self, ledger_file};
-use crate::brokers::{Brokers, Caller, Place};
-use crate::command::{Output, Signing, Usage};
+use crate::brokers::{self, Brokers, Caller, Place};
+use crate::command::{Directories, Output, Signing, Usage};
 use crate::parse::{self, BrokerAddress};
 use crate::print;
 
@@ -20,13 +20,8 @@ pub(crate) struct Arguments {
     /// A ledger file to take; else brokers are asked.
     #[arg(long, value_name = "FILE", env = "CAUSEWAY_FILE")]
     file: Option<PathBuf>,
-    /// The mesh; membership.json of any node and broker.json of any broker name it.
-    #[arg(
-        long,
-        value_name = "ID",
-        env = "CAUSEWAY_MESH_ID",
-        required_unless_present = "file"
-    )]
+    /// The mesh, if no broker runs on this machine; membership.json of any node and broker.json of any broker name it.
+    #[arg(long, value_name = "ID", env = "CAUSEWAY_MESH_ID")]
     mesh_id: Option<MeshId>,
     /// A broker to ask, with its pin: H:P=PIN. The one on this machine is asked anyway.
     #[arg(long, value_name = "H:P=PIN", env = "CAUSEWAY_BROKER", value_parser = parse::broker, value_delimiter = ',')]
@@ -48,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut ledger = match (&arguments.file, arguments.mesh_id) {
         (Some(file), _) => ledger_file::read(file)?,
         (None, Some(mesh)) => Ledger::new(mesh),
-        (None, None) => bail!(Usage("give --file or --mesh-id".to_owned())),
+        (None, None) => Ledger::new(local_mesh(&arguments.signing.directories)?),
     };
     let mut brokers = Brokers::reach(
         &arguments.signing.directories,
@@ -83,6 +78,17 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         })?;
     }
     Ok(())
+}
+
+fn local_mesh(directories: &Directories) -> anyhow::Result<MeshId> {
+    brokers::mesh_of_local(directories).ok_or_else(|| {
+        let socket = directories.broker_socket();
+        Usage(format!(
+            "no broker answers on {}: give a copy of the ledger with --file, or the mesh with --mesh-id (membership.json of any node and broker.json of any broker name it) and a broker with --broker H:P=PIN",
+            socket.display()
+        ))
+        .into()
+    })
 }
 
 fn places(asked: &[BrokerAddress]) -> anyhow::Result<Vec<Place>> {

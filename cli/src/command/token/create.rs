@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::allowed;
 use crate::authority;
+use crate::command::broker::no_address;
 use crate::command::{Output, Signing, Usage};
 use crate::parse::{self, BrokerAddress};
 use crate::print;
@@ -130,9 +131,11 @@ fn token_brokers(known: &[Broker], asked: &[BrokerAddress]) -> anyhow::Result<Ch
         }
     }
     let Some((_, first)) = found.first() else {
-        bail!(Usage(
-            "the ledger knows no address of a broker; give one that the joining machine can reach, with --broker HOST:PORT".to_owned()
-        ));
+        let missing = known.iter().map(|broker| no_address(&broker.key));
+        bail!(Usage(format!(
+            "{}. For this token alone, --broker HOST:PORT does",
+            missing.collect::<Vec<_>>().join("; ")
+        )));
     };
     let store = first.store;
     found.sort_by_key(|(_, broker)| broker.store != store);
