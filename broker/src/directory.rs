@@ -78,6 +78,8 @@ pub enum DirectoryError {
     Store(#[from] StoreError),
     #[error("{0}")]
     Access(#[from] AccessError),
+    #[error("{} cannot name a path that is not UTF-8: choose other names", .path.display())]
+    PathText { path: PathBuf },
     #[error("the store {0} cannot be used: give `redb`, or an etcd. {1}")]
     StoreUrl(String, BadLocation),
 }
@@ -171,7 +173,7 @@ fn fill(path: &Path, new: &New) -> Result<(), DirectoryError> {
     let seed = new.key.seed();
     let key = Zeroizing::new(data_encoding::BASE64URL_NOPAD.encode(&*seed) + "\n");
     files::write_new(&path.join(KEY), key.as_bytes())?;
-    files::write_new(&path.join(ABOUT), &new.about.write())?;
+    files::write_new(&path.join(ABOUT), &new.about.write(&path.join(ABOUT))?)?;
     let ledger = ledger_file::text(&new.entries);
     files::write_new(&path.join(LEDGER), ledger.as_bytes())?;
     match new.about.store {
@@ -262,7 +264,8 @@ impl Directory {
             mesh: Some(mesh),
             ..self.about.clone()
         };
-        files::replace(&self.path.join(ABOUT), &about.write())?;
+        let written = about.write(&self.path.join(ABOUT))?;
+        files::replace(&self.path.join(ABOUT), &written)?;
         self.about = about;
         Ok(())
     }
@@ -319,7 +322,7 @@ fn mend(text: &[u8], entries: usize) -> (u64, String) {
 }
 
 impl About {
-    fn write(&self) -> Vec<u8> {
+    fn write(&self, path: &Path) -> Result<Vec<u8>, DirectoryError> {
         let written = Written {
             version: VERSION,
             mesh: self.mesh.map(|mesh| mesh.to_string()),
@@ -333,9 +336,11 @@ impl About {
             authority_directory: self.authority_directory.clone(),
         };
         let mut text =
-            serde_json::to_vec_pretty(&written).expect("a plain struct of texts has a JSON form");
+            serde_json::to_vec_pretty(&written).map_err(|_| DirectoryError::PathText {
+                path: path.to_owned(),
+            })?;
         text.push(b'\n');
-        text
+        Ok(text)
     }
 
     fn read(text: &[u8], path: &Path) -> Result<About, DirectoryError> {

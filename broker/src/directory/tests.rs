@@ -204,3 +204,16 @@ fn stores_are_named_in_one_of_two_ways() {
         assert!(bad.parse::<StoreUrl>().is_err(), "{bad}");
     }
 }
+
+#[test]
+fn a_path_that_is_no_text_is_refused_and_leaves_nothing() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let scratch = Scratch::new();
+    let mut new = new();
+    let odd = std::ffi::OsStr::from_bytes(b"/elsewhere/\xff");
+    new.about.authority_directory = Some(odd.into());
+    let refused = init(&scratch.0, &new).unwrap_err();
+    assert!(refused.to_string().contains("UTF-8"), "{refused}");
+    assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
+}

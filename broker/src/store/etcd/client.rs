@@ -2,6 +2,7 @@
 //! Where etcd asks for a login, every request carries its token.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::net::lookup_host;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::access::{Access, Tls};
@@ -43,6 +45,9 @@ pub(super) struct Client {
 #[derive(Debug)]
 struct Endpoint {
     address: String,
+    /// What the name led to last. The fence opens the resolver's files as they were at start: when
+    /// one is replaced, names cannot be looked up any more, and etcd is where it was.
+    found: Mutex<Vec<SocketAddr>>,
     tls: Option<Tls>,
     idle: Mutex<Vec<Sender>>,
 }
@@ -69,6 +74,7 @@ impl Client {
         let endpoint = |address: &String| Endpoint {
             address: address.clone(),
             tls: access.tls.clone(),
+            found: Mutex::new(Vec::new()),
             idle: Mutex::new(Vec::new()),
         };
         Client {
@@ -295,9 +301,21 @@ impl Endpoint {
     }
 
     async fn dial(&self) -> Result<Sender, CallError> {
-        dial(&self.address, self.tls.as_ref())
+        let addresses = self.look_up().await.map_err(CallError::Down)?;
+        dial(&addresses, &self.address, self.tls.as_ref())
             .await
             .map_err(CallError::Down)
+    }
+
+    async fn look_up(&self) -> Result<Vec<SocketAddr>, String> {
+        let found = lookup_host(&self.address).await;
+        let mut last = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        match found.map(Iterator::collect::<Vec<_>>) {
+            Ok(addresses) if !addresses.is_empty() => last.clone_from(&addresses),
+            Err(error) if last.is_empty() => return Err(error.to_string()),
+            Ok(_) | Err(_) => {}
+        }
+        Ok(last.clone())
     }
 
     async fn send(
@@ -404,5 +422,26 @@ impl From<CallError> for StoreError {
                 StoreError::Down(format!("etcd refused a request: {}", failure.message))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_looked_up_any_more_leads_where_it_led() {
+        let mut endpoint = Endpoint {
+            address: "127.0.0.1:1".to_owned(),
+            found: Mutex::new(Vec::new()),
+            tls: None,
+            idle: Mutex::new(Vec::new()),
+        };
+        let found = endpoint.look_up().await.unwrap();
+        assert_eq!(found, ["127.0.0.1:1".parse().unwrap()]);
+        endpoint.address = "no-such-host.invalid:1".to_owned();
+        assert_eq!(endpoint.look_up().await.unwrap(), found);
+        *endpoint.found.get_mut().unwrap() = Vec::new();
+        assert!(endpoint.look_up().await.is_err());
     }
 }

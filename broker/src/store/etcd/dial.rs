@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::fmt::Display;
 use std::io;
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -21,8 +22,13 @@ const PLAIN: &str = "write etcd:// and leave out --etcd-ca";
 
 pub(super) type Sender = SendRequest<Full<Bytes>>;
 
-pub(super) async fn dial(address: &str, tls: Option<&Tls>) -> Result<Sender, String> {
-    let stream = TcpStream::connect(address).await.map_err(to_text)?;
+/// `address` is the endpoint's name, which its certificate must have.
+pub(super) async fn dial(
+    found: &[SocketAddr],
+    address: &str,
+    tls: Option<&Tls>,
+) -> Result<Sender, String> {
+    let stream = TcpStream::connect(found).await.map_err(to_text)?;
     // Without it small requests wait for acknowledgements.
     stream.set_nodelay(true).map_err(to_text)?;
     let Some(tls) = tls else {
