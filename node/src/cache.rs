@@ -8,6 +8,8 @@ use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use proto::key::PublicKey;
 use proto::message::Position;
 
+use crate::stores::StoreName;
+
 /// How far ahead of what is proven a broker's word about our number is believed: a false one must
 /// not use the numbers up.
 pub(crate) const MAX_LEAP: u64 = 1 << 20;
@@ -26,8 +28,13 @@ pub(crate) enum Line {
     Absent(PublicKey, u64),
     /// The record of an identity is no longer kept; its sequence is.
     Forgotten(PublicKey),
-    /// All up to this position has been taken, at this time in unix seconds.
-    Synced(Position, u64),
+    /// All up to this position of a store has been taken, at this time in unix seconds. Caches of
+    /// before there were several name none; nothing is resumed from those.
+    Synced(Option<StoreName>, Position, u64),
+    /// A store does not list an identity whose record is kept.
+    Unlisted(StoreName, PublicKey),
+    /// It does again.
+    Listed(StoreName, PublicKey),
 }
 
 impl fmt::Display for Line {
@@ -39,12 +46,16 @@ impl fmt::Display for Line {
             Line::Sequence(identity, sequence) => write!(out, "sequence {identity} {sequence}"),
             Line::Absent(identity, seconds) => write!(out, "absent {identity} {seconds}"),
             Line::Forgotten(identity) => write!(out, "forgotten {identity}"),
-            Line::Synced(position, at) => write!(
-                out,
-                "synced {} {} {at}",
-                HEXLOWER.encode(&position.epoch),
-                position.revision
-            ),
+            Line::Synced(store, position, at) => {
+                out.write_str("synced ")?;
+                if let Some(store) = store {
+                    write!(out, "{store} ")?;
+                }
+                let epoch = HEXLOWER.encode(&position.epoch);
+                write!(out, "{epoch} {} {at}", position.revision)
+            }
+            Line::Unlisted(store, identity) => write!(out, "unlisted {store} {identity}"),
+            Line::Listed(store, identity) => write!(out, "listed {store} {identity}"),
         }
     }
 }
@@ -65,13 +76,14 @@ impl FromStr for Line {
             ["absent", identity, seconds] => Line::Absent(parse(identity)?, parse(seconds)?),
             ["forgotten", identity] => Line::Forgotten(parse(identity)?),
             ["synced", epoch, revision, at] => {
-                let epoch = HEXLOWER.decode(epoch.as_bytes()).map_err(|_| UnknownLine)?;
-                let position = Position {
-                    epoch: epoch.try_into().map_err(|_| UnknownLine)?,
-                    revision: parse(revision)?,
-                };
-                Line::Synced(position, parse(at)?)
+                Line::Synced(None, position(epoch, revision)?, parse(at)?)
             }
+            ["synced", store, epoch, revision, at] => {
+                let position = position(epoch, revision)?;
+                Line::Synced(Some(parse(store)?), position, parse(at)?)
+            }
+            ["unlisted", store, identity] => Line::Unlisted(parse(store)?, parse(identity)?),
+            ["listed", store, identity] => Line::Listed(parse(store)?, parse(identity)?),
             _ => return Err(UnknownLine),
         })
     }
@@ -90,12 +102,21 @@ fn blob(text: &str) -> Result<Vec<u8>, UnknownLine> {
         .map_err(|_| UnknownLine)
 }
 
+fn position(epoch: &str, revision: &str) -> Result<Position, UnknownLine> {
+    let epoch = HEXLOWER.decode(epoch.as_bytes()).map_err(|_| UnknownLine)?;
+    Ok(Position {
+        epoch: epoch.try_into().map_err(|_| UnknownLine)?,
+        revision: parse(revision)?,
+    })
+}
+
 fn parse<T: FromStr>(text: &str) -> Result<T, UnknownLine> {
     text.parse().map_err(|_| UnknownLine)
 }
 
 #[cfg(test)]
 mod tests {
+    use proto::entry::StoreId;
     use proto::key::SigningKey;
 
     use super::*;
@@ -107,6 +128,10 @@ mod tests {
             epoch: [0xab; 16],
             revision: 12,
         };
+        let stores = [
+            StoreName::Known(StoreId([0xcd; 16])),
+            StoreName::Of(identity),
+        ];
         for line in [
             Line::Entry(vec![1, 2, 3]),
             Line::Member(vec![]),
@@ -114,7 +139,11 @@ mod tests {
             Line::Sequence(identity, u64::MAX),
             Line::Absent(identity, 3600),
             Line::Forgotten(identity),
-            Line::Synced(position, 1_800_000_000),
+            Line::Synced(None, position, 1_800_000_000),
+            Line::Synced(Some(stores[0]), position, 1_800_000_000),
+            Line::Synced(Some(stores[1]), position, 1_800_000_000),
+            Line::Unlisted(stores[0], identity),
+            Line::Listed(stores[1], identity),
         ] {
             assert_eq!(line.to_string().parse(), Ok(line));
         }
@@ -129,6 +158,8 @@ mod tests {
             "member a b",
             "sequence x 1",
             "synced ab 1 2",
+            "synced broker:x 00000000000000000000000000000000 1 2",
+            "listed ab x",
         ] {
             assert_eq!(text.parse::<Line>(), Err(UnknownLine), "{text:?}");
         }

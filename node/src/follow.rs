@@ -2,15 +2,18 @@
 //! `proto::mesh`, made durable, and only then shown. With every broker down, what was verified
 //! before stays in force.
 //!
-//! A [`Handle`] belongs to one task that holds one conversation at a time. `register` decides,
-//! `driver` talks, `cache_file` keeps.
+//! A [`Handle`] belongs to one task that holds a conversation with every store there is: what one
+//! has, another need not have. `register` decides, `keeper` has it and the cache, `driver` knows
+//! which stores there are, and a `visitor` talks to the brokers of each.
 
 mod cache_file;
 mod conversation;
 mod driver;
+mod keeper;
 mod refused;
 mod register;
 mod view;
+mod visitor;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,11 +28,13 @@ use tokio::task::JoinHandle;
 use crate::journal::JournalError;
 use crate::state::{LocalNode, StateDir, StateError};
 use cache_file::CacheFile;
-use driver::{Driver, Start};
+use driver::Driver;
+use keeper::Start;
 use register::Register;
 
+pub use crate::stores::StoreName;
 pub use refused::{Cause, Item, Refused};
-pub use view::{BrokerState, Peer, Problem, View};
+pub use view::{BrokerState, Peer, Problem, StoreView, View};
 
 /// Commands that wait; each is quickly done.
 const MAX_COMMANDS: usize = 16;
@@ -120,11 +125,12 @@ pub fn start(state: &StateDir, options: Options) -> Result<Handle, FollowError> 
     let (commands, waiting) = mpsc::channel(MAX_COMMANDS);
     let start = Start {
         local: node.clone(),
+        role: options.role,
         register,
         cache,
         damaged,
     };
-    let (driver, view) = Driver::new(start, options, u64::from_le_bytes(seed), waiting);
+    let (driver, view) = Driver::new(start, options.timing, u64::from_le_bytes(seed), waiting);
     let task = tokio::spawn(async move {
         driver.run().await;
         drop(lock);
@@ -153,7 +159,7 @@ impl Handle {
         let _sent = self.commands.send(Command::Publish(presence)).await;
     }
 
-    /// Ends the conversation and the task.
+    /// Ends the conversations and the task.
     pub async fn stop(self) {
         let _sent = self.commands.send(Command::Stop).await;
         let _ended = self.task.await;

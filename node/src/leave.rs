@@ -107,7 +107,9 @@ impl Goodbye<'_> {
                 | Line::Sequence(..)
                 | Line::Absent(..)
                 | Line::Forgotten(_)
-                | Line::Synced(..) => {}
+                | Line::Synced(..)
+                | Line::Unlisted(..)
+                | Line::Listed(..) => {}
             }
         }
         Ok(Goodbye {

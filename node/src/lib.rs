@@ -17,6 +17,7 @@ mod login;
 pub mod refusal;
 pub mod session;
 pub mod state;
+mod stores;
 pub mod tls;
 
 /// Unix seconds by this machine's clock.

@@ -101,7 +101,7 @@ impl Loaded {
                 Err(_) => damaged += 1,
             }
         }
-        register.handle_loaded();
+        register.handle_loaded(damaged == 0);
         damaged
     }
 }

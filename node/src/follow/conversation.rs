@@ -3,20 +3,25 @@
 
 use std::collections::VecDeque;
 
+use proto::entry::SignedEntry;
 use proto::key::{Hash, PublicKey};
+use proto::ledger::Ledger;
 use proto::message::{Answer, Push, Refusal, Reply, Request};
+use proto::record::Member;
 use proto::token::TokenBroker;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::Timing;
-use super::driver::{Driver, End};
-use super::view::{BrokerState, Problem};
+use super::keeper::Keeper;
+use super::view::Problem;
+use super::visitor::{End, Visitor};
 use crate::contacts::contacts;
 use crate::login::log_in;
 use crate::session::{Failure, Session, Why};
+use crate::stores::StoreName;
 
-/// How often the time a broker was reachable is counted, and kept.
-const COUNTED: Duration = Duration::from_secs(600);
+/// Entries that another store had are handed to this one within this time.
+const HANDED: Duration = Duration::from_millis(500);
 
 /// Where the conversation is.
 pub(super) struct Talk {
@@ -30,25 +35,34 @@ pub(super) struct Talk {
     /// Records that have no answer yet, in the order in which they were sent.
     published: VecDeque<u32>,
     republish_at: Option<Instant>,
-    /// When a record was last signed because a higher number of ours was about.
-    raised: Option<Instant>,
-    /// Up to when the broker's being reachable has been counted.
-    counted: Instant,
+    /// What this node wanted to say when it was last sent.
+    own: u64,
+    /// Entries that the broker has, with all behind them.
+    heads: Vec<Hash>,
+    /// When to hand it what it lacks, and the request that does and has no answer yet.
+    hand_at: Option<Instant>,
+    handed: Option<u32>,
 }
 
-impl Driver {
+impl Visitor {
     pub(super) async fn converse(&mut self, session: Session, broker: &TokenBroker) -> End {
         let mut talk = Talk::new(session, broker);
         if let Err(end) = self.begin(&mut talk).await {
             return end;
         }
-        self.broker = BrokerState::Connected {
-            address: broker.address.clone(),
-        };
-        self.show();
-        tracing::info!(broker = broker.address, "in touch with a broker");
+        let mut keeper = self.shared.keeper.lock().await;
+        keeper.handle_connected(self.store, &broker.address);
+        drop(keeper);
+        tracing::info!(
+            broker = broker.address,
+            store = %self.store,
+            "in touch with a broker"
+        );
         let end = self.go_on(&mut talk).await;
-        self.count_reachable(&mut talk).await;
+        let mut keeper = self.shared.keeper.lock().await;
+        keeper.count_reachable().await;
+        keeper.register.handle_lost(self.store);
+        drop(keeper);
         if matches!(end, End::Stopped | End::Relist | End::Elsewhere) {
             talk.session.close().await;
         }
@@ -56,43 +70,67 @@ impl Driver {
     }
 
     async fn begin(&mut self, talk: &mut Talk) -> Result<(), End> {
+        talk.own = self.news.borrow_and_update().own;
         let login = self.log_in(talk).await?;
         if let Err(failure) = login {
-            self.note_refusal(&failure);
+            self.note_refusal(&failure).await;
             return Err(failure.into());
         }
         self.exchange_ledgers(talk).await?;
-        let watch = Request::Watch {
-            resume: self.register.position().filter(|_| !self.relist),
-            heads: self.heads(),
-        };
+        let watch = self.watch().await;
         let watching = self.unless_stopped(talk.session.call(watch)).await;
         if watching.ok_or(End::Stopped)?? != Reply::Watching {
             return Err(talk.failed(Why::OutOfOrder));
         }
-        self.own_problem = None;
+        self.clear_problem().await;
         self.send_own(talk).await
     }
 
+    async fn watch(&self) -> Request {
+        let keeper = self.shared.keeper.lock().await;
+        let heads = keeper.register.mesh.ledger().heads();
+        Request::Watch {
+            resume: keeper
+                .register
+                .position(self.store)
+                .filter(|_| !self.relist),
+            heads: heads.iter().map(|head| head.0).collect(),
+        }
+    }
+
     /// A broker whose ledger lacks our grant knows us once it has the entries that we have.
-    async fn log_in(&mut self, talk: &mut Talk) -> Result<Result<(), Failure>, End> {
-        let local = self.local.clone();
-        let ledger: Vec<_> = self.register.mesh.ledger().entries().cloned().collect();
+    async fn log_in(&self, talk: &mut Talk) -> Result<Result<(), Failure>, End> {
+        let local = self.shared.local.clone();
+        let ledger: Vec<_> = {
+            let keeper = self.shared.keeper.lock().await;
+            keeper.register.mesh.ledger().entries().cloned().collect()
+        };
         let login = log_in(&mut talk.session, &local, &ledger);
         self.unless_stopped(login).await.ok_or(End::Stopped)
     }
 
     /// Each has what the other had: revocations spread with every node that connects.
-    async fn exchange_ledgers(&mut self, talk: &mut Talk) -> Result<(), End> {
-        let ours: Vec<Hash> = self.register.mesh.ledger().heads();
+    async fn exchange_ledgers(&self, talk: &mut Talk) -> Result<(), End> {
+        let ours = {
+            let keeper = self.shared.keeper.lock().await;
+            keeper.register.mesh.ledger().heads()
+        };
         let fetched = self.unless_stopped(talk.session.fetch_ledger(&ours)).await;
         let fetched = fetched.ok_or(End::Stopped)??;
-        self.register.handle_entries(&fetched.entries, crate::now());
-        self.cache.keep(&mut self.register).await;
-        self.show();
-        self.check_broker(talk)?;
-        let missing: Vec<_> = self.register.mesh.ledger().missing(&fetched.heads);
+        let source = self.source(&talk.broker);
+        let mut keeper = self.shared.keeper.lock().await;
+        keeper
+            .register
+            .handle_entries(&source, &fetched.entries, crate::now());
+        keeper.keep().await;
+        keeper.show();
+        self.check_broker(&keeper, talk)?;
+        let ledger = keeper.register.mesh.ledger();
+        let missing: Vec<_> = ledger.missing(&fetched.heads);
         let missing: Vec<_> = missing.into_iter().cloned().collect();
+        // Either it takes what it lacks now, or it is not asked to again until there is more.
+        talk.heads = ledger.heads();
+        drop(keeper);
         if missing.is_empty() {
             return Ok(());
         }
@@ -110,19 +148,16 @@ impl Driver {
 
     async fn go_on(&mut self, talk: &mut Talk) -> End {
         loop {
-            let due = talk.due(&self.options.timing, self.relist_at);
+            let due = talk.due(&self.shared.timing, self.relist_at);
             let done = tokio::select! {
                 answer = talk.session.next() => match answer {
                     Ok(answer) => self.handle_answer(talk, answer).await,
                     Err(failure) => Err(failure.into()),
                 },
-                command = self.commands.recv() => {
-                    if self.handle_command(command).await {
-                        self.send_own(talk).await
-                    } else {
-                        Err(End::Stopped)
-                    }
-                }
+                changed = self.news.changed() => match changed {
+                    Ok(()) => self.handle_news(talk).await,
+                    Err(_) => Err(End::Stopped),
+                },
                 () = sleep_until(due) => self.handle_timeout(talk).await,
             };
             if let Err(end) = done {
@@ -131,127 +166,212 @@ impl Driver {
         }
     }
 
+    /// This node has something new to say, or the ledger has grown, by whatever conversation.
+    async fn handle_news(&mut self, talk: &mut Talk) -> Result<(), End> {
+        let news = *self.news.borrow_and_update();
+        if news.stopped {
+            return Err(End::Stopped);
+        }
+        let mut keeper = self.shared.keeper.lock().await;
+        self.check_broker(&keeper, talk)?;
+        if talk.caught_up && keeper.register.take_relist(self.store) {
+            return Err(End::Relist);
+        }
+        let lacks = !keeper
+            .register
+            .mesh
+            .ledger()
+            .missing(&talk.heads)
+            .is_empty();
+        drop(keeper);
+        if lacks && talk.hand_at.is_none() && talk.handed.is_none() {
+            // Others have the same to hand over; one of them does for all.
+            talk.hand_at = Some(Instant::now() + self.chance.shorten(HANDED));
+        }
+        if news.own != talk.own {
+            talk.own = news.own;
+            return self.send_own(talk).await;
+        }
+        Ok(())
+    }
+
+    /// Hands over what the broker still lacks of the ledger, as much as one message takes.
+    async fn hand_entries(&self, talk: &mut Talk) -> Result<(), End> {
+        talk.hand_at = None;
+        let missing: Vec<_> = {
+            let keeper = self.shared.keeper.lock().await;
+            let missing = keeper.register.mesh.ledger().missing(&talk.heads);
+            missing.into_iter().cloned().collect()
+        };
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let (number, count) = talk.session.send_ledger(&missing).await?;
+        talk.handed = Some(number);
+        // Taken or not, these are not handed over again.
+        talk.heads
+            .extend(missing[..count].iter().map(SignedEntry::hash));
+        Ok(())
+    }
+
     async fn handle_answer(&mut self, talk: &mut Talk, answer: Answer) -> Result<(), End> {
         talk.heard = Instant::now();
-        match answer {
-            Answer::Push(push) => self.handle_push(talk, &push).await,
-            Answer::Reply { number, reply } => {
-                if talk.pinged.is_some_and(|(pinged, _)| pinged == number) {
-                    talk.pinged = None;
-                    return if reply == Reply::Pong {
-                        Ok(())
-                    } else {
-                        Err(talk.failed(Why::OutOfOrder))
-                    };
-                }
-                if talk.published.pop_front() != Some(number) {
-                    return Err(talk.failed(Why::OutOfOrder));
-                }
-                // The word on the latest record is the one that counts.
-                if talk.published.is_empty() {
-                    self.handle_published(talk, reply).await
-                } else {
-                    Ok(())
-                }
+        let (number, reply) = match answer {
+            Answer::Push(push) => return self.handle_push(talk, &push).await,
+            Answer::Reply { number, reply } => (number, reply),
+        };
+        if talk.pinged.is_some_and(|(pinged, _)| pinged == number) {
+            talk.pinged = None;
+            return if reply == Reply::Pong {
+                Ok(())
+            } else {
+                Err(talk.failed(Why::OutOfOrder))
+            };
+        }
+        if talk.handed == Some(number) {
+            talk.handed = None;
+            return self.handle_handed(talk, reply).await;
+        }
+        if talk.published.pop_front() != Some(number) {
+            return Err(talk.failed(Why::OutOfOrder));
+        }
+        // The word on the latest record is the one that counts.
+        if talk.published.is_empty() {
+            self.handle_published(talk, reply).await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn handle_handed(&self, talk: &mut Talk, reply: Reply) -> Result<(), End> {
+        match reply {
+            Reply::LedgerTaken { .. } => self.hand_entries(talk).await,
+            Reply::Refused(refusal) => {
+                let failure = talk.failure(Why::Refused(refusal));
+                tracing::warn!("entries of the ledger were not taken by {failure}");
+                Ok(())
             }
+            Reply::Enrolled { .. }
+            | Reply::Authenticated { .. }
+            | Reply::Published { .. }
+            | Reply::Watching
+            | Reply::Ledger { .. }
+            | Reply::Reflector(_)
+            | Reply::Nodes(_)
+            | Reply::Uses(_)
+            | Reply::Pong => Err(talk.failed(Why::OutOfOrder)),
         }
     }
 
     async fn handle_push(&mut self, talk: &mut Talk, push: &Push) -> Result<(), End> {
-        self.register.handle_push(push, crate::now());
-        let kept = self.cache.keep(&mut self.register).await;
+        let source = self.source(&talk.broker);
+        let mut keeper = self.shared.keeper.lock().await;
         if push.caught_up && !talk.caught_up {
+            keeper.count_reachable().await;
             talk.caught_up = true;
-            talk.counted = talk.heard;
         }
+        keeper.register.handle_push(&source, push, crate::now());
+        talk.note_entries(push, keeper.register.mesh.ledger());
+        let kept = keeper.keep().await;
+        if push.caught_up && kept {
+            keeper.tidy().await;
+        }
+        keeper.show();
+        self.check_broker(&keeper, talk)?;
+        let relist = keeper.register.take_relist(self.store);
+        let behind = keeper.register.own.is_behind();
+        drop(keeper);
         if push.caught_up && self.relist {
             self.relist = false;
             self.relist_at = talk.heard + self.relist_wait();
         }
-        if push.caught_up && kept {
-            self.cache.tidy(&self.register).await;
-        }
-        self.show();
-        self.check_broker(talk)?;
-        if self.register.take_relist() && talk.caught_up {
+        if relist && talk.caught_up {
             return Err(End::Relist);
         }
-        if self.register.own.is_behind() {
+        if behind {
             return self.raise_own(talk).await;
         }
         Ok(())
     }
 
-    /// The ledger may have removed the broker we talk to.
-    fn check_broker(&self, talk: &Talk) -> Result<(), End> {
-        let charter = self.register.mesh.charter();
-        let allowed = contacts(&self.local.membership.brokers, charter);
-        if allowed.iter().any(|contact| contact.key == talk.broker.key) {
-            Ok(())
-        } else {
+    /// The ledger may have removed the broker we talk to, or given it another store.
+    fn check_broker(&self, keeper: &Keeper, talk: &Talk) -> Result<(), End> {
+        let charter = keeper.register.mesh.charter();
+        let allowed = contacts(&self.shared.local.membership.brokers, charter);
+        let key = talk.broker.key;
+        if !allowed.iter().any(|contact| contact.key == key) {
             Err(talk.failed(Why::Removed))
+        } else if StoreName::of(&key, charter) != self.store {
+            Err(talk.failed(Why::OtherStore))
+        } else {
+            Ok(())
         }
     }
 
-    async fn handle_published(&mut self, talk: &mut Talk, reply: Reply) -> Result<(), End> {
+    async fn handle_published(&self, talk: &mut Talk, reply: Reply) -> Result<(), End> {
         if matches!(reply, Reply::Published { .. }) {
-            self.own_problem = None;
-            self.show();
+            self.clear_problem().await;
             return Ok(());
         }
         let Reply::Refused(refusal) = reply else {
             return Err(talk.failed(Why::OutOfOrder));
         };
         if let Refusal::OldSequence { latest } = refusal {
-            self.register.own.handle_claimed(latest);
-            if self.register.own.is_behind() {
+            let behind = {
+                let mut keeper = self.shared.keeper.lock().await;
+                keeper.register.own.handle_claimed(latest);
+                keeper.register.own.is_behind()
+            };
+            if behind {
                 return self.raise_own(talk).await;
             }
         }
         let again = if let Refusal::TooOften { retry_s } = refusal {
             Duration::from_secs(u64::from(retry_s.clamp(1, 60)))
         } else {
-            self.options.timing.republish
+            self.shared.timing.republish
         };
         talk.republish_at = Some(Instant::now() + again);
-        self.note_refusal(&Failure {
-            address: talk.broker.address.clone(),
-            why: Why::Refused(refusal),
-        });
-        self.show();
+        let failure = talk.failure(Why::Refused(refusal));
+        self.note_refusal(&failure).await;
         Ok(())
     }
 
     /// Signs above a number of ours that is about. Not again and again: two machines with copies
     /// of one directory would drive each other up.
-    async fn raise_own(&mut self, talk: &mut Talk) -> Result<(), End> {
+    async fn raise_own(&self, talk: &mut Talk) -> Result<(), End> {
         let now = Instant::now();
-        let wait = self.options.timing.republish;
-        match talk.raised {
+        let wait = self.shared.timing.republish;
+        let mut keeper = self.shared.keeper.lock().await;
+        match keeper.raised {
             Some(raised) if raised + wait > now => {
                 talk.republish_at = Some(raised + wait);
                 Ok(())
             }
             Some(_) | None => {
-                talk.raised = Some(now);
+                keeper.raised = Some(now);
+                drop(keeper);
                 self.send_own(talk).await
             }
         }
     }
 
     /// Sends the record as it is wanted now; a broker that has it already says so cheaply.
-    async fn send_own(&mut self, talk: &mut Talk) -> Result<(), End> {
+    async fn send_own(&self, talk: &mut Talk) -> Result<(), End> {
         talk.republish_at = None;
-        if self.presence.is_none() {
+        let mut keeper = self.shared.keeper.lock().await;
+        if !keeper.has_presence() {
             return Ok(());
         }
-        let durable = self.sign().await;
-        let Some(member) = self.register.own.member().filter(|_| durable) else {
-            talk.republish_at = Some(Instant::now() + self.options.timing.republish);
-            self.show();
+        let durable = keeper.sign().await;
+        talk.own = self.news.borrow().own;
+        let member = keeper.register.own.member().filter(|_| durable);
+        let Some(member) = member.map(Member::write) else {
+            talk.republish_at = Some(Instant::now() + self.shared.timing.republish);
+            keeper.show();
             return Ok(());
         };
-        let member = member.write();
+        drop(keeper);
         let number = talk.session.send(Request::Publish { member }).await?;
         talk.published.push_back(number);
         Ok(())
@@ -259,7 +379,7 @@ impl Driver {
 
     async fn handle_timeout(&mut self, talk: &mut Talk) -> Result<(), End> {
         let now = Instant::now();
-        let timing = self.options.timing;
+        let timing = self.shared.timing;
         if let Some((_, pinged)) = talk.pinged
             && talk.heard.max(pinged) + timing.dead <= now
         {
@@ -274,9 +394,8 @@ impl Driver {
         if talk.republish_at.is_some_and(|at| at <= now) {
             self.send_own(talk).await?;
         }
-        if talk.counted + COUNTED <= now {
-            self.count_reachable(talk).await;
-            self.show();
+        if talk.hand_at.is_some_and(|at| at <= now) {
+            self.hand_entries(talk).await?;
         }
         if self.relist_at <= now {
             // Should this broker not manage, the next try is not at once.
@@ -286,15 +405,15 @@ impl Driver {
         Ok(())
     }
 
-    async fn count_reachable(&mut self, talk: &mut Talk) {
-        if talk.caught_up {
-            self.register.handle_reachable(talk.counted.elapsed());
-            talk.counted = Instant::now();
-            self.cache.keep(&mut self.register).await;
-        }
+    fn relist_wait(&mut self) -> Duration {
+        self.chance.shorten(self.shared.timing.relist)
     }
 
-    fn note_refusal(&mut self, failure: &Failure) {
+    async fn clear_problem(&self) {
+        self.set_problem(None).await;
+    }
+
+    async fn note_refusal(&self, failure: &Failure) {
         let Some(refusal) = failure.refusal() else {
             return;
         };
@@ -310,12 +429,15 @@ impl Driver {
                 refusal: refusal.clone(),
             }
         };
-        self.own_problem = Some(problem);
+        self.set_problem(Some(problem)).await;
     }
 
-    fn heads(&self) -> Vec<[u8; 32]> {
-        let heads = self.register.mesh.ledger().heads();
-        heads.iter().map(|head| head.0).collect()
+    async fn set_problem(&self, problem: Option<Problem>) {
+        let mut keeper = self.shared.keeper.lock().await;
+        if let Some(touch) = keeper.touch(self.store) {
+            touch.own_problem = problem;
+        }
+        keeper.show();
     }
 }
 
@@ -331,8 +453,10 @@ impl Talk {
             pinged: None,
             published: VecDeque::new(),
             republish_at: None,
-            raised: None,
-            counted: now,
+            own: 0,
+            heads: Vec::new(),
+            hand_at: None,
+            handed: None,
         }
     }
 
@@ -343,21 +467,34 @@ impl Talk {
             None => self.heard + timing.quiet,
         };
         let caught_up = (!self.caught_up).then(|| self.began + timing.caught_up);
-        [
-            Some(alive),
-            caught_up,
-            self.republish_at,
-            Some(self.counted + COUNTED),
-        ]
-        .into_iter()
-        .flatten()
-        .fold(relist_at, Instant::min)
+        [Some(alive), caught_up, self.republish_at, self.hand_at]
+            .into_iter()
+            .flatten()
+            .fold(relist_at, Instant::min)
+    }
+
+    /// What the broker has shown it need not be handed. Only what is in the ledger counts, so that
+    /// this grows no further than that.
+    fn note_entries(&mut self, push: &Push, ledger: &Ledger) {
+        for bytes in &push.entries {
+            let hash = SignedEntry::read(bytes).map(|entry| entry.hash());
+            if let Ok(hash) = hash
+                && ledger.entry(&hash).is_some()
+                && !self.heads.contains(&hash)
+            {
+                self.heads.push(hash);
+            }
+        }
     }
 
     fn failed(&self, why: Why) -> End {
-        End::Failed(Failure {
+        End::Failed(self.failure(why))
+    }
+
+    fn failure(&self, why: Why) -> Failure {
+        Failure {
             address: self.broker.address.clone(),
             why,
-        })
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What a follower has taken, and what of it has still to be made durable. Pure: it is told what
 //! was received and when, and hands out lines for the cache.
 
+mod listing;
 mod own;
 mod shown;
 #[cfg(test)]
@@ -10,19 +11,21 @@ mod tests;
 #[expect(dead_code, reason = "whole-crate tests use all of it")]
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use proto::entry::{Body, SignedEntry};
 use proto::key::{MeshId, PublicKey};
 use proto::life::is_dropped;
 use proto::mesh::{EntryRefusal, MemberRefusal, Mesh, Taken};
-use proto::message::{Position, Push};
+use proto::message::Push;
 use proto::record::{Member, SignedRecord};
 
 use super::refused::Item;
 use super::{Cause, Refused};
 use crate::cache::Line;
+use crate::stores::StoreName;
+use listing::Listing;
 use own::Own;
 pub(super) use own::Wanted;
 use shown::Shown;
@@ -35,26 +38,31 @@ pub(super) struct Register {
     pub(super) mesh: Mesh,
     identity: PublicKey,
     /// Where what is received comes from, for the report.
-    pub(super) from: String,
+    from: String,
     pub(super) refused: Refused,
     /// The bytes of every member held, present or not, as the cache has to have them.
     members: BTreeMap<PublicKey, Vec<u8>>,
     /// Numbers of those whose records are no longer kept.
     sequences: BTreeMap<PublicKey, u64>,
-    /// For how long brokers that could be reached have not listed these.
+    /// For how long no store that could be reached has listed these.
     absent: BTreeMap<PublicKey, Duration>,
-    /// Who was named since a snapshot began.
-    snapshot: Option<BTreeSet<PublicKey>>,
+    stores: BTreeMap<StoreName, Listing>,
     orphans: VecDeque<SignedEntry>,
+    /// The cache held records that lacked what they rest on.
+    incomplete: bool,
     pub(super) own: Own,
-    position: Option<Position>,
+    /// With any store.
     pub(super) last_sync: Option<u64>,
     /// Not durable yet.
     lines: Vec<Line>,
     shown: Shown,
-    /// Something was refused that a longer ledger may allow, and the ledger has become longer.
-    may_pass: bool,
-    relist: bool,
+}
+
+/// Who sent what is to be taken.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub(super) store: StoreName,
+    pub(super) address: String,
 }
 
 impl Register {
@@ -67,15 +75,13 @@ impl Register {
             members: BTreeMap::new(),
             sequences: BTreeMap::new(),
             absent: BTreeMap::new(),
-            snapshot: None,
+            stores: BTreeMap::new(),
             orphans: VecDeque::new(),
+            incomplete: false,
             own: Own::default(),
-            position: None,
             last_sync: None,
             lines: Vec::new(),
             shown: Shown::default(),
-            may_pass: false,
-            relist: false,
         }
     }
 
@@ -84,7 +90,7 @@ impl Register {
         match line {
             Line::Entry(bytes) => self.handle_entry(&bytes, now),
             Line::Member(bytes) => {
-                self.handle_member(&bytes, now);
+                self.handle_member(None, &bytes, now);
             }
             Line::Own(bytes) => self.restore_own(&bytes),
             Line::Sequence(identity, sequence) => {
@@ -101,16 +107,30 @@ impl Register {
                 self.absent.insert(identity, Duration::from_secs(seconds));
             }
             Line::Forgotten(identity) => self.forget(identity),
-            Line::Synced(position, at) => {
+            Line::Synced(store, position, at) => {
                 self.mesh.handle_synced();
-                self.position = Some(position);
-                self.last_sync = Some(at);
+                self.last_sync = self.last_sync.max(Some(at));
+                if let Some(store) = store {
+                    let listing = self.listing(store);
+                    listing.position = Some(position);
+                    listing.last_sync = Some(at);
+                }
+            }
+            Line::Unlisted(store, identity) => self.handle_unlisted(store, identity),
+            Line::Listed(store, identity) => {
+                self.listing(store).lacks.remove(&identity);
             }
         }
     }
 
-    /// After the last line: what was read is durable already.
-    pub(super) fn handle_loaded(&mut self) {
+    /// After the last line: what was read is durable already. What was of no use is asked for
+    /// again.
+    pub(super) fn handle_loaded(&mut self, whole: bool) {
+        if !whole || std::mem::take(&mut self.incomplete) {
+            for listing in self.stores.values_mut() {
+                listing.position = None;
+            }
+        }
         self.orphans.clear();
         self.refused = Refused::default();
         self.lines.clear();
@@ -119,32 +139,35 @@ impl Register {
     }
 
     /// Takes a batch of a watch.
-    pub(super) fn handle_push(&mut self, push: &Push, now: u64) {
+    pub(super) fn handle_push(&mut self, source: &Source, push: &Push, now: u64) {
+        let store = source.store;
+        self.from.clone_from(&source.address);
         if push.reset {
-            self.snapshot = Some(BTreeSet::new());
+            self.handle_reset(store);
         }
         for entry in &push.entries {
             self.handle_entry(entry, now);
         }
         for member in &push.members {
-            if let Some(identity) = self.handle_member(member, now) {
-                self.handle_listed(identity);
+            if let Some(identity) = self.handle_member(Some(store), member, now) {
+                self.handle_listed(store, identity);
             }
         }
         for identity in &push.forgotten {
             // A broker's word alone removes nothing; it starts the clock.
             if let Ok(identity) = PublicKey::new(*identity) {
-                self.handle_unlisted(identity);
+                self.handle_unlisted(store, identity);
             }
         }
         if push.caught_up {
-            self.handle_caught_up(push.position, now);
+            self.handle_caught_up(store, push.position, now);
         }
         self.note_events();
     }
 
     /// Entries as they came with a reply.
-    pub(super) fn handle_entries(&mut self, entries: &[Vec<u8>], now: u64) {
+    pub(super) fn handle_entries(&mut self, source: &Source, entries: &[Vec<u8>], now: u64) {
+        self.from.clone_from(&source.address);
         for entry in entries {
             self.handle_entry(entry, now);
         }
@@ -155,7 +178,9 @@ impl Register {
         match self.mesh.handle_entry(bytes) {
             Ok(Taken::New) => {
                 self.lines.push(Line::Entry(bytes.to_vec()));
-                self.relist |= std::mem::take(&mut self.may_pass);
+                for listing in self.stores.values_mut() {
+                    listing.relist |= std::mem::take(&mut listing.may_pass);
+                }
                 self.adopt_orphans();
             }
             Ok(Taken::Known) => {}
@@ -216,8 +241,13 @@ impl Register {
         before.all(|hash| ledger.entry(hash).is_some())
     }
 
-    /// The identity, if its chain held: it is listed, whether it counts now or not.
-    fn handle_member(&mut self, bytes: &[u8], now: u64) -> Option<PublicKey> {
+    /// The identity, if it is listed by this, whether it counts now or not.
+    fn handle_member(
+        &mut self,
+        store: Option<StoreName>,
+        bytes: &[u8],
+        now: u64,
+    ) -> Option<PublicKey> {
         let member = match Member::read(bytes) {
             Ok(member) => member,
             Err(error) => {
@@ -226,23 +256,48 @@ impl Register {
             }
         };
         match self.mesh.handle_member(&member) {
-            Ok(Taken::New) => self.keep(&member),
-            Ok(Taken::Known) => identity_of(&member).map(|(identity, _)| identity),
-            Err(refusal) => {
-                self.may_pass |= refusal.may_pass_later();
-                let cause = if is_of(&member, &self.mesh.id()) {
-                    Cause::of_member(&refusal)
-                } else {
-                    Cause::ForeignMesh
-                };
-                self.report(cause, describe(&member, &refusal), now);
-                let held = matches!(
-                    refusal,
-                    MemberRefusal::Quarantined | MemberRefusal::TwoForOneUse(_)
-                );
-                if held { self.keep(&member) } else { None }
+            Ok(taken) => {
+                let (identity, sequence) = identity_of(&member)?;
+                if let Some(store) = store {
+                    self.listing(store).shown.insert(identity, sequence);
+                }
+                if taken == Taken::New {
+                    self.keep(&member);
+                }
+                Some(identity)
             }
+            Err(refusal) => self.handle_refused(store, &member, &refusal, now),
         }
+    }
+
+    fn handle_refused(
+        &mut self,
+        store: Option<StoreName>,
+        member: &Member,
+        refusal: &MemberRefusal,
+        now: u64,
+    ) -> Option<PublicKey> {
+        if let (Some(store), MemberRefusal::OldSequence { shown, .. }) = (store, refusal)
+            && let Some((identity, _)) = identity_of(member)
+            && self.is_behind(store, &identity, *shown)
+        {
+            return Some(identity);
+        }
+        let held = matches!(
+            refusal,
+            MemberRefusal::Quarantined | MemberRefusal::TwoForOneUse(_)
+        );
+        match store {
+            Some(store) => self.listing(store).may_pass |= refusal.may_pass_later(),
+            None => self.incomplete |= refusal.may_pass_later() && !held,
+        }
+        let cause = if is_of(member, &self.mesh.id()) {
+            Cause::of_member(refusal)
+        } else {
+            Cause::ForeignMesh
+        };
+        self.report(cause, describe(member, refusal), now);
+        if held { self.keep(member) } else { None }
     }
 
     fn keep(&mut self, member: &Member) -> Option<PublicKey> {
@@ -261,58 +316,18 @@ impl Register {
         Some(identity)
     }
 
-    fn handle_listed(&mut self, identity: PublicKey) {
-        if let Some(named) = &mut self.snapshot {
-            named.insert(identity);
-        }
-        if self.absent.remove(&identity).is_some() {
-            self.lines.push(Line::Absent(identity, 0));
-        }
-    }
-
-    fn handle_unlisted(&mut self, identity: PublicKey) {
-        if identity != self.identity && self.members.contains_key(&identity) {
-            self.absent.entry(identity).or_default();
-        }
-    }
-
-    fn handle_caught_up(&mut self, position: Position, now: u64) {
-        if let Some(named) = self.snapshot.take() {
-            let missing: Vec<PublicKey> = self
-                .members
-                .keys()
-                .filter(|identity| !named.contains(identity))
-                .copied()
-                .collect();
-            for identity in missing {
-                self.handle_unlisted(identity);
-            }
-        }
-        self.mesh.handle_synced();
-        self.position = Some(position);
-        self.last_sync = Some(now);
-        // What could not be written yet and says less goes.
-        if let Some(Line::Synced(..)) = self.lines.last() {
-            self.lines.pop();
-        }
-        self.lines.push(Line::Synced(position, now));
-    }
-
-    /// A broker was reachable for so long since the last time. Records that none has listed for
-    /// too long are dropped.
+    /// The stores that can be reached now could be for so long since the last time. Records that
+    /// none of them has listed for too long are dropped.
     pub(super) fn handle_reachable(&mut self, passed: Duration) {
-        let mut dropped = Vec::new();
-        for (identity, absent) in &mut self.absent {
+        for identity in self.unlisted() {
+            let absent = self.absent.entry(identity).or_default();
             *absent += passed;
             if is_dropped(*absent) {
-                dropped.push(*identity);
+                self.forget(identity);
+                self.lines.push(Line::Forgotten(identity));
             } else {
-                self.lines.push(Line::Absent(*identity, absent.as_secs()));
+                self.lines.push(Line::Absent(identity, absent.as_secs()));
             }
-        }
-        for identity in dropped {
-            self.forget(identity);
-            self.lines.push(Line::Forgotten(identity));
         }
         self.note_events();
     }
@@ -324,9 +339,18 @@ impl Register {
         self.mesh.forget(&identity);
         self.members.remove(&identity);
         self.absent.remove(&identity);
+        for listing in self.stores.values_mut() {
+            listing.lacks.remove(&identity);
+        }
     }
 
-    pub(super) fn report(&mut self, cause: Cause, what: String, now: u64) {
+    /// What ended a conversation with this source.
+    pub(super) fn handle_garbage(&mut self, source: &Source, cause: Cause, what: String, now: u64) {
+        self.from.clone_from(&source.address);
+        self.report(cause, what, now);
+    }
+
+    fn report(&mut self, cause: Cause, what: String, now: u64) {
         self.refused.add(Item {
             cause,
             what,

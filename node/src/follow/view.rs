@@ -16,6 +16,7 @@ use proto::name::Name;
 
 use super::Refused;
 use crate::state::LocalNode;
+use crate::stores::StoreName;
 
 #[derive(Clone, Debug)]
 pub struct View {
@@ -34,8 +35,11 @@ pub struct View {
     /// Of the ledger.
     pub heads: Arc<Vec<Hash>>,
     pub problems: Vec<Problem>,
+    /// In a word: connected if a broker of any store is.
     pub broker: BrokerState,
-    /// Unix seconds of the last time that all a broker had was taken.
+    /// What the brokers of each store are to us; one line for each store of the mesh.
+    pub stores: Vec<StoreView>,
+    /// Unix seconds of the last time that all a store had was taken.
     pub last_sync: Option<u64>,
     pub refused: Refused,
 }
@@ -46,6 +50,15 @@ pub struct Peer {
     pub node: Node,
     pub candidates: Vec<SocketAddr>,
     pub lan_address: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreView {
+    pub store: StoreName,
+    /// `Cached` if something of this store was taken before.
+    pub state: BrokerState,
+    /// Unix seconds of the last time that all it had was taken.
+    pub last_sync: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +91,11 @@ pub enum Problem {
     NotTaken {
         by: String,
         refusal: Refusal,
+    },
+    /// No broker of one store can be reached, while those of others can.
+    StoreLost {
+        store: StoreName,
+        reasons: Vec<String>,
     },
     CacheUnwritable {
         why: String,
@@ -113,6 +131,7 @@ impl View {
             broker: BrokerState::Unreachable {
                 reasons: Vec::new(),
             },
+            stores: Vec::new(),
             last_sync: None,
             refused: Refused::default(),
         }
@@ -120,6 +139,32 @@ impl View {
 }
 
 impl BrokerState {
+    /// What all stores come to.
+    pub(super) fn summary(stores: &[StoreView], is_known: bool) -> BrokerState {
+        let connected = |view: &&StoreView| matches!(view.state, BrokerState::Connected { .. });
+        if let Some(view) = stores.iter().find(connected) {
+            return view.state.clone();
+        }
+        let reasons = stores.iter().flat_map(|view| view.state.reasons());
+        BrokerState::lost(reasons.cloned().collect(), is_known)
+    }
+
+    pub(super) fn lost(reasons: Vec<String>, is_known: bool) -> BrokerState {
+        if is_known {
+            BrokerState::Cached { reasons }
+        } else {
+            BrokerState::Unreachable { reasons }
+        }
+    }
+
+    /// Why no broker is connected.
+    pub fn reasons(&self) -> &[String] {
+        match self {
+            BrokerState::Connected { .. } => &[],
+            BrokerState::Cached { reasons } | BrokerState::Unreachable { reasons } => reasons,
+        }
+    }
+
     pub fn name(&self) -> &'static str {
         match self {
             BrokerState::Connected { .. } => "connected",
@@ -153,6 +198,11 @@ impl fmt::Display for Problem {
                 out,
                 "broker {by} refuses this node: {}",
                 crate::refusal::sentence(refusal, crate::now())
+            ),
+            Problem::StoreLost { store, reasons } => write!(
+                out,
+                "no broker of store {store} can be reached, others can: {}",
+                reasons.join("; ")
             ),
             Problem::CacheUnwritable { why } => write!(
                 out,
@@ -207,6 +257,9 @@ impl Problem {
             }
             Problem::NotTaken { .. } => {
                 "see to what the broker says; a node that is no longer one joins again with a new token".to_owned()
+            }
+            Problem::StoreLost { .. } => {
+                "see whether its brokers run and can be reached from here, or remove them with `causeway broker remove`; until then nodes that reach no other store are shown as last known".to_owned()
             }
             Problem::CacheUnwritable { .. } => {
                 "make room on the disk or make it writable; it is tried again by itself".to_owned()

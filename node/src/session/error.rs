@@ -65,6 +65,8 @@ pub enum Why {
     Withholding(Duration),
     #[error("the ledger has removed this broker")]
     Removed,
+    #[error("the ledger says that it has another store")]
+    OtherStore,
     #[error("TLS could not be set up: {0}")]
     Tls(rustls::Error),
     #[error("the local socket takes neither joins nor logins")]

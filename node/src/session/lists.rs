@@ -88,6 +88,23 @@ impl Session {
         Ok(taken)
     }
 
+    /// Sends as many of these as one request takes, without waiting for the reply; its number, and
+    /// how many went.
+    pub async fn send_ledger(&mut self, entries: &[SignedEntry]) -> Result<(u32, usize), Failure> {
+        let mut piece = Vec::new();
+        let mut length = 0;
+        for entry in entries {
+            if length >= PIECE {
+                break;
+            }
+            length += entry.bytes().len();
+            piece.push(entry.bytes().to_vec());
+        }
+        let count = piece.len();
+        let number = self.send(Request::PutLedger { entries: piece }).await?;
+        Ok((number, count))
+    }
+
     /// In the order of their identities. Nothing of it is verified here.
     pub async fn list_nodes(&mut self) -> Result<Vec<NodeStatus>, Failure> {
         let mut nodes: Vec<NodeStatus> = Vec::new();

@@ -11,7 +11,7 @@ use node::join::{JoinError, Joined, join};
 use node::leave::leave;
 use node::session::Session;
 use node::state::StateDir;
-use proto::entry::{Role, Uses};
+use proto::entry::{Role, StoreId, Uses};
 use proto::key::{PublicKey, SigningKey};
 use proto::message::Refusal;
 use tokio::sync::oneshot;
@@ -21,25 +21,35 @@ use crate::follow::until;
 use crate::scratch::Scratch;
 use crate::world::{STORE, World, name, presence};
 
-struct Running {
+pub(crate) struct Running {
     address: SocketAddr,
-    key: PublicKey,
+    pub(crate) key: PublicKey,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Running {
     /// On the directory of an earlier one, if there was one.
-    fn start(scratch: &Path, world: &World, listen: &str) -> Running {
+    pub(crate) fn start(scratch: &Path, world: &World, listen: &str) -> Running {
+        Running::start_as(scratch, world, (&world.broker, STORE), listen)
+    }
+
+    /// With another key, and a store of its own.
+    pub(crate) fn start_as(
+        scratch: &Path,
+        world: &World,
+        (key, store): (&SigningKey, StoreId),
+        listen: &str,
+    ) -> Running {
         let state = scratch.join("broker-state");
         if !state.exists() {
             std::fs::create_dir(&state).unwrap();
             let new = New {
-                key: SigningKey::from_seed(&world.broker.seed()),
+                key: SigningKey::from_seed(&key.seed()),
                 about: About {
                     mesh: Some(world.mesh()),
                     authority: world.authority.public(),
-                    store_id: STORE,
+                    store_id: store,
                     store: StoreUrl::Redb,
                     authority_directory: None,
                 },
@@ -71,22 +81,26 @@ impl Running {
         });
         Running {
             address: ready.recv().unwrap(),
-            key: world.broker.public(),
+            key: key.public(),
             stop: Some(stop),
             thread: Some(thread),
         }
     }
 
-    fn at(&self) -> String {
+    pub(crate) fn at(&self) -> String {
         self.address.to_string()
     }
 
-    fn token(&self, world: &World, granted: &crate::world::Granted) -> Zeroizing<String> {
+    pub(crate) fn token(
+        &self,
+        world: &World,
+        granted: &crate::world::Granted,
+    ) -> Zeroizing<String> {
         world.token(granted, &[(&self.at(), self.key)])
     }
 
     /// As an operator's command does.
-    async fn put(&self, world: &World) {
+    pub(crate) async fn put(&self, world: &World) {
         let connected = Session::connect(&self.at(), self.key, world.mesh()).await;
         let (mut session, _) = connected.unwrap();
         session
@@ -107,7 +121,11 @@ impl Drop for Running {
     }
 }
 
-async fn join_as(state: &Path, token: &Zeroizing<String>, node: &str) -> Result<Joined, JoinError> {
+pub(crate) async fn join_as(
+    state: &Path,
+    token: &Zeroizing<String>,
+    node: &str,
+) -> Result<Joined, JoinError> {
     let options = node::join::Options {
         token: Some(token.clone()),
         state_dir: state.to_owned(),
@@ -119,7 +137,7 @@ async fn join_as(state: &Path, token: &Zeroizing<String>, node: &str) -> Result<
     join(options, &mut |_| {}).await
 }
 
-async fn follow_from(state: &Path) -> Handle {
+pub(crate) async fn follow_from(state: &Path) -> Handle {
     let state = StateDir::open(state).unwrap();
     let timing = Timing {
         republish: std::time::Duration::from_millis(500),
@@ -136,7 +154,7 @@ async fn follow_from(state: &Path) -> Handle {
     handle
 }
 
-fn sees(view: &View, keys: &[PublicKey]) -> bool {
+pub(crate) fn sees(view: &View, keys: &[PublicKey]) -> bool {
     view.peers.len() == keys.len() && keys.iter().all(|key| view.peers.contains_key(key))
 }
 

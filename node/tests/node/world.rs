@@ -78,9 +78,18 @@ impl World {
     }
 
     pub(crate) fn add_broker(&mut self, key: PublicKey, addresses: Vec<String>) -> SignedEntry {
+        self.add_broker_of(STORE, key, addresses)
+    }
+
+    pub(crate) fn add_broker_of(
+        &mut self,
+        store: StoreId,
+        key: PublicKey,
+        addresses: Vec<String>,
+    ) -> SignedEntry {
         self.sign(Body::Broker(Broker {
             key,
-            store: STORE,
+            store,
             addresses,
         }))
     }
@@ -96,21 +105,33 @@ impl World {
         uses: Uses,
         role: GrantRole,
     ) -> Granted {
+        let (site, prefix) = (name(site), prefix.parse::<IpNetwork>().unwrap());
+        self.grant_of(STORE, (site, prefix), uses, role)
+    }
+
+    /// Counted by a store of the caller's choice.
+    pub(crate) fn grant_of(
+        &mut self,
+        store: StoreId,
+        (site, prefix): (Name, IpNetwork),
+        uses: Uses,
+        role: GrantRole,
+    ) -> Granted {
         let number = u8::try_from(self.ledger.len()).unwrap();
         let mut seed = [number; 32];
         seed[0] = 0xee;
         seed[1] = self.mesh().0[0];
         let join_key = SigningKey::from_seed(&seed);
         let grant = Grant {
-            site: name(site),
-            prefixes: vec![prefix.parse::<IpNetwork>().unwrap()],
+            site,
+            prefixes: vec![prefix],
             service_prefixes: Vec::new(),
             role,
             not_before: 0,
             not_after: u64::MAX,
             uses,
             join_key: join_key.public(),
-            store: STORE,
+            store,
         };
         let entry = self.sign(Body::Grant(grant));
         Granted {

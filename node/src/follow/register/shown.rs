@@ -7,7 +7,6 @@ use proto::entry::Broker;
 use proto::key::{Hash, PublicKey};
 use proto::ledger::SitePrefix;
 use proto::mesh::{Event, Problem};
-use proto::message::Position;
 
 use super::Register;
 use crate::cache::Line;
@@ -124,18 +123,9 @@ impl Register {
         &self.shown
     }
 
-    pub(in crate::follow) fn position(&self) -> Option<Position> {
-        self.position
-    }
-
     /// Entries that wait for others which the broker has not sent.
     pub(in crate::follow) fn waiting_entries(&self) -> usize {
         self.orphans.len()
-    }
-
-    /// Whether to ask for everything again: the ledger has grown since something was refused.
-    pub(in crate::follow) fn take_relist(&mut self) -> bool {
-        std::mem::take(&mut self.relist)
     }
 
     /// Everything, for a cache written anew. Members that contend for one use come behind the
@@ -151,10 +141,16 @@ impl Register {
             .partition(|(identity, _)| self.mesh.node(identity).is_some());
         let member = |(_, bytes): (&PublicKey, &Vec<u8>)| Line::Member(bytes.clone());
         lines.extend(present.into_iter().map(member));
-        if let (Some(position), Some(at)) = (self.position, self.last_sync) {
-            lines.push(Line::Synced(position, at));
+        for (store, listing) in &self.stores {
+            if let (Some(position), Some(at)) = (listing.position, listing.last_sync) {
+                lines.push(Line::Synced(Some(*store), position, at));
+            }
         }
         lines.extend(others.into_iter().map(member));
+        for (store, listing) in &self.stores {
+            let lacks = listing.lacks.iter();
+            lines.extend(lacks.map(|identity| Line::Unlisted(*store, *identity)));
+        }
         let sequences = self.sequences.iter();
         lines.extend(sequences.map(|(identity, number)| Line::Sequence(*identity, *number)));
         let absent = self.absent.iter();
