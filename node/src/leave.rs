@@ -13,11 +13,11 @@ use proto::token::TokenBroker;
 use thiserror::Error;
 
 use crate::cache::{self, Line, MAX_LEAP};
-use crate::contacts::contacts;
 use crate::journal::{Journal, JournalError};
 use crate::login::log_in;
 use crate::session::{Failure, Session, Why};
 use crate::state::{LocalNode, StateDir, StateError};
+use crate::stores::{contacts_of, stores};
 
 /// How often a number is raised because a broker knows a higher one.
 const MAX_ROUNDS: usize = 3;
@@ -27,8 +27,10 @@ pub struct Left {
     pub site: Name,
     pub node: Name,
     pub identity: PublicKey,
-    /// The broker that has the goodbye.
-    pub told: String,
+    /// The brokers that have the goodbye, one for each store that could be told.
+    pub told: Vec<String>,
+    /// Why brokers of the other stores have not; there the name is free after 60 s of silence.
+    pub untold: Vec<String>,
 }
 
 #[derive(Debug, Error)]
@@ -44,7 +46,7 @@ pub enum LeaveError {
     },
 }
 
-/// Tells one broker, then removes `node/` from the state directory. A node that is no longer one
+/// Tells one broker of each store, then removes `node/` from the state directory. A node that is no longer one
 /// (revoked, its grant closed) has nobody to tell.
 pub async fn leave(state_dir: &Path) -> Result<Left, LeaveError> {
     let state = StateDir::open(state_dir)?;
@@ -52,28 +54,24 @@ pub async fn leave(state_dir: &Path) -> Result<Left, LeaveError> {
     let node = state.joined()?;
     let running = node.lock()?;
     let mut goodbye = Goodbye::read(&node)?;
-    let mut tried = Vec::new();
-    for broker in contacts(&node.membership.brokers, goodbye.ledger.charter()) {
-        match goodbye.tell(&broker).await? {
-            Ok(()) => {
-                let left = Left {
-                    site: node.membership.site().clone(),
-                    node: node.membership.node.clone(),
-                    identity: node.identity_key(),
-                    told: broker.address,
-                };
-                drop(running);
-                state.remove_node()?;
-                state.clear_joining();
-                return Ok(left);
-            }
-            Err(failure) => tried.push(failure),
-        }
+    let (told, tried) = goodbye.tell_all().await?;
+    if told.is_empty() {
+        return Err(LeaveError::NoBroker {
+            directory: state_dir.join("node").display().to_string(),
+            tried,
+        });
     }
-    Err(LeaveError::NoBroker {
-        directory: state_dir.join("node").display().to_string(),
-        tried,
-    })
+    let left = Left {
+        site: node.membership.site().clone(),
+        node: node.membership.node.clone(),
+        identity: node.identity_key(),
+        told,
+        untold: tried.iter().map(Failure::to_string).collect(),
+    };
+    drop(running);
+    state.remove_node()?;
+    state.clear_joining();
+    Ok(left)
 }
 
 /// What is said to one broker after the other.
@@ -118,6 +116,27 @@ impl Goodbye<'_> {
             journal,
             last,
         })
+    }
+
+    /// Who has been told, and of stores where nobody has: who could not be.
+    async fn tell_all(&mut self) -> Result<(Vec<String>, Vec<Failure>), JournalError> {
+        let token = &self.node.membership.brokers;
+        let (mut told, mut untold) = (Vec::new(), Vec::new());
+        for store in stores(token, self.ledger.charter()) {
+            let mut tried = Vec::new();
+            for broker in contacts_of(&store, token, self.ledger.charter()) {
+                match self.tell(&broker).await? {
+                    Ok(()) => {
+                        told.push(broker.address);
+                        tried.clear();
+                        break;
+                    }
+                    Err(failure) => tried.push(failure),
+                }
+            }
+            untold.append(&mut tried);
+        }
+        Ok((told, untold))
     }
 
     async fn tell(&mut self, broker: &TokenBroker) -> Result<Result<(), Failure>, JournalError> {
