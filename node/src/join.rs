@@ -7,6 +7,7 @@ mod step;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proto::entry::GrantRole;
 use proto::key::{MeshId, PublicKey};
@@ -14,6 +15,7 @@ use proto::name::Name;
 use proto::token::{Token, TokenBroker};
 use zeroize::Zeroizing;
 
+use crate::back_off::BackOff;
 use crate::state::{Draft, LocalNode, Lock, Staging, StateDir};
 use hop::{Hop, Outcome};
 
@@ -22,6 +24,11 @@ pub use step::Step;
 
 /// Brokers that are asked at all: those of the token, and those that other brokers name.
 const MAX_TRIED: usize = 16;
+
+/// How often those are asked again that hung up: a broker with too many callers at once does.
+const TURNS: u32 = 3;
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 pub struct Options {
     /// As it was pasted; not needed where the directory is part of a mesh already.
@@ -149,19 +156,35 @@ impl Join<'_> {
     async fn ask_all(&mut self) -> Result<Joined, JoinError> {
         let mut queue: VecDeque<TokenBroker> = self.token.brokers.iter().cloned().collect();
         let mut asked: Vec<TokenBroker> = Vec::new();
-        while let Some(broker) = queue.pop_front() {
-            if asked.contains(&broker) || asked.len() >= MAX_TRIED {
-                continue;
-            }
-            asked.push(broker.clone());
-            match self.ask(&broker).await? {
-                Outcome::Taken(taken) => return self.finish(*taken),
-                Outcome::Elsewhere(brokers) => queue.extend(brokers),
-                Outcome::Failed(tried) => {
-                    (self.tell)(Step::Failed(tried.clone()));
-                    self.tried.push(tried);
+        let mut turned_away: VecDeque<TokenBroker> = VecDeque::new();
+        let mut waits = BackOff::new(FIRST_WAIT, LONGEST_WAIT, getrandom::u64().unwrap_or(0));
+        for turn in 0..=TURNS {
+            while let Some(broker) = queue.pop_front() {
+                if asked.contains(&broker) || asked.len() >= MAX_TRIED {
+                    continue;
+                }
+                asked.push(broker.clone());
+                match self.ask(&broker).await? {
+                    Outcome::Taken(taken) => return self.finish(*taken),
+                    Outcome::Elsewhere(brokers) => queue.extend(brokers),
+                    Outcome::Failed(tried) => {
+                        if tried.turned_away {
+                            turned_away.push_back(broker);
+                        }
+                        (self.tell)(Step::Failed(tried.clone()));
+                        self.tried.retain(|before| before.address != tried.address);
+                        self.tried.push(tried);
+                    }
                 }
             }
+            if turned_away.is_empty() || turn == TURNS {
+                break;
+            }
+            let wait = waits.handle_failure();
+            (self.tell)(Step::Waiting(wait));
+            tokio::time::sleep(wait).await;
+            asked.retain(|broker| !turned_away.contains(broker));
+            queue = std::mem::take(&mut turned_away);
         }
         Err(JoinError::NoBroker {
             tried: std::mem::take(&mut self.tried),

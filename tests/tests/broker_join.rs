@@ -83,22 +83,6 @@ fn of_a_hundred_clients_that_race_for_one_use_exactly_one_wins_thirty_times() {
     }
 }
 
-/// A hundred from one address are more than a broker lets wait if they are slow to get on, as on a
-/// busy machine. Whoever it turned away is told to run the same command again, and does.
-fn join_in_a_rush(mesh: &Mesh, name: &str, token: &str) -> Said {
-    let mut said = mesh.join(name, token).unwrap();
-    for _ in 0..5 {
-        let broken = said.err.contains("the connection broke");
-        if said.success() || !(broken && said.err.contains("run the same command again")) {
-            break;
-        }
-        eprintln!("{name} was turned away");
-        thread::sleep(Duration::from_secs(1));
-        said = mesh.join(name, token).unwrap();
-    }
-    said
-}
-
 #[test]
 fn of_a_hundred_processes_that_race_for_one_use_exactly_one_wins() {
     let mesh = Mesh::new("processes").unwrap();
@@ -107,7 +91,7 @@ fn of_a_hundred_processes_that_race_for_one_use_exactly_one_wins() {
         let joins: Vec<_> = (0..RACERS)
             .map(|number| {
                 let (mesh, token) = (&mesh, &token);
-                scope.spawn(move || join_in_a_rush(mesh, &format!("n{number}"), token))
+                scope.spawn(move || mesh.join(&format!("n{number}"), token).unwrap())
             })
             .collect();
         joins.into_iter().map(|join| join.join().unwrap()).collect()

@@ -16,6 +16,8 @@ pub struct Tried {
     /// `host:port`
     pub address: String,
     pub why: String,
+    /// It hung up: it may have more callers than it lets wait.
+    pub turned_away: bool,
 }
 
 #[derive(Debug, Error)]

@@ -66,7 +66,7 @@ impl Hop<'_> {
         let address = session.address().to_owned();
         Ok(match self.check(&proof, &enrolment, session).await {
             Ok(taken) => Outcome::Taken(Box::new(taken)),
-            Err(why) => Outcome::Failed(Tried { address, why }),
+            Err(why) => Outcome::Failed(failed(address, why)),
         })
     }
 
@@ -91,7 +91,7 @@ impl Hop<'_> {
         // A store that failed may have counted before it did.
         *self.may_be_used |= matches!(refusal, Refusal::StoreDown { .. });
         let why = refusal::sentence(&refusal, crate::now());
-        Ok(Outcome::Failed(Tried { address, why }))
+        Ok(Outcome::Failed(failed(address, why)))
     }
 
     async fn check(
@@ -190,7 +190,16 @@ fn cache(ledger: &Ledger) -> Vec<u8> {
 
 fn tried(failure: &Failure) -> Tried {
     Tried {
-        address: failure.address.clone(),
-        why: failure.why.to_string(),
+        // A broker with more callers than it lets wait hangs up on some.
+        turned_away: matches!(failure.why, Why::Closed | Why::Broken(_)),
+        ..failed(failure.address.clone(), failure.why.to_string())
+    }
+}
+
+fn failed(address: String, why: String) -> Tried {
+    Tried {
+        address,
+        why,
+        turned_away: false,
     }
 }

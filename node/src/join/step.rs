@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proto::entry::GrantRole;
 use proto::key::PublicKey;
@@ -20,6 +21,8 @@ pub enum Step {
         key: PublicKey,
     },
     Failed(Tried),
+    /// A broker hung up, as one does that has too many callers; it is asked again.
+    Waiting(Duration),
     /// Another store counts the token's uses.
     SentOn {
         address: String,
@@ -56,6 +59,9 @@ impl fmt::Display for Step {
                 write!(out, "broker {address} reached; its key is the pinned {key}")
             }
             Step::Failed(tried) => write!(out, "broker {tried}"),
+            Step::Waiting(wait) => {
+                write!(out, "trying again in {:.1} s", wait.as_secs_f32())
+            }
             Step::SentOn { address, to } => write!(
                 out,
                 "broker {address} does not count this token's uses; trying {}",

@@ -42,6 +42,8 @@ pub(crate) struct Script {
     pub(crate) ledger: Vec<Vec<u8>>,
     /// What is pushed when somebody watches.
     pub(crate) on_watch: Vec<Sent>,
+    /// Hangs up on so many connections before it serves one.
+    pub(crate) hang_up: u32,
     /// Takes connections and says nothing at all.
     pub(crate) hung: bool,
     /// Reads, and answers nothing after the login.
@@ -101,6 +103,7 @@ impl Script {
                 .map(|entry| entry.bytes().to_vec())
                 .collect(),
             on_watch: vec![Sent::Push(snapshot(Vec::new(), 1))],
+            hang_up: 0,
             hung: false,
             deaf: false,
         }
@@ -214,12 +217,21 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared
     }
 }
 
+fn take_one(left: &mut u32) -> bool {
+    let some = *left > 0;
+    *left = left.saturating_sub(1);
+    some
+}
+
 async fn serve(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) -> Option<()> {
     shared.seen.lock().unwrap().connections += 1;
     if shared.script.lock().unwrap().hung {
         return std::future::pending().await;
     }
     let mut stream = acceptor.accept(stream).await.ok()?;
+    if take_one(&mut shared.script.lock().unwrap().hang_up) {
+        return None;
+    }
     Hello::read(&read(&mut stream).await?).ok()?;
     let welcome = {
         let script = shared.script.lock().unwrap();
