@@ -58,6 +58,8 @@ pub enum DirectoryError {
         mode: u32,
         wanted: u32,
     },
+    #[error("{} is a symbolic link: put what it leads to in its place", .path.display())]
+    Link { path: PathBuf },
     #[error(
         "{} belongs to user {owner}, this process is user {us}: run it as that user, or \
          `chown -R {us} {}`",

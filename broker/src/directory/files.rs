@@ -65,6 +65,12 @@ pub(super) fn sync_directory(path: &Path) -> Result<(), DirectoryError> {
 /// Ours, and for nobody else.
 pub(super) fn check_private(path: &Path) -> Result<(), DirectoryError> {
     let found = fs::symlink_metadata(path).map_err(failed("look at", path))?;
+    // Its mode says nothing, and a chmod would change what it leads to.
+    if found.is_symlink() {
+        return Err(DirectoryError::Link {
+            path: path.to_owned(),
+        });
+    }
     let owner = nix::unistd::geteuid().as_raw();
     if found.uid() != owner {
         return Err(DirectoryError::Owner {

@@ -217,3 +217,15 @@ fn a_path_that_is_no_text_is_refused_and_leaves_nothing() {
     assert!(refused.to_string().contains("UTF-8"), "{refused}");
     assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
 }
+
+#[test]
+fn a_link_in_place_of_a_file_is_called_one() {
+    let scratch = Scratch::new();
+    init(&scratch.0, &new()).unwrap();
+    let key = scratch.0.join("broker/broker.key");
+    let moved = scratch.0.join("elsewhere.key");
+    fs::rename(&key, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &key).unwrap();
+    let refused = open(&scratch.0).err().unwrap();
+    assert!(refused.to_string().contains("symbolic link"), "{refused}");
+}
