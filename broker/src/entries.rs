@@ -24,6 +24,10 @@ pub(crate) enum By {
     Anybody,
 }
 
+/// A stolen authority can sign thousands of branches; what a frame has no room for is left out, and
+/// whoever is told of fewer is sent, or sends, what the other has already.
+const MOST_HEADS: usize = 512;
+
 /// Takes entries in, parents first, and answers with the heads that this broker has then.
 pub(crate) async fn put(
     broker: &Arc<Broker>,
@@ -37,12 +41,13 @@ pub(crate) async fn put(
 
 pub(crate) fn heads(broker: &Broker) -> Vec<[u8; 32]> {
     let register = broker.register();
-    let heads = register.mesh().map(|mesh| mesh.ledger().heads());
-    heads
-        .unwrap_or_default()
-        .iter()
-        .map(|head| head.0)
-        .collect()
+    let ledger = register.mesh().map(|mesh| mesh.ledger());
+    ledger.map_or(Vec::new(), heads_of)
+}
+
+fn heads_of(ledger: &Ledger) -> Vec<[u8; 32]> {
+    let heads = ledger.heads().into_iter().take(MOST_HEADS);
+    heads.map(|head| head.0).collect()
 }
 
 fn read(entries: &[Vec<u8>]) -> Result<Vec<SignedEntry>, Refusal> {
@@ -165,7 +170,7 @@ pub(crate) fn missing(broker: &Broker, heads: &[[u8; 32]]) -> Reply {
     Reply::Ledger {
         more: entries.len() < missing.len(),
         entries,
-        heads: mesh.ledger().heads().iter().map(|head| head.0).collect(),
+        heads: heads_of(mesh.ledger()),
     }
 }
 

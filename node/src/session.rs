@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 pub use error::{Failure, Why};
+pub(crate) use lists::MAX_HEADS;
 
 /// For a name to resolve, a connection to open, TLS, and the hello: each.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(5);

@@ -110,3 +110,48 @@ async fn a_join_proof_seen_on_one_connection_is_worth_nothing_on_another() {
         .await
         .unwrap();
 }
+
+/// What a stolen authority can do until it is replaced: the broker must still be able to take and
+/// to spread the entry that replaces it.
+#[tokio::test]
+async fn a_fork_of_many_branches_leaves_the_broker_able_to_speak() {
+    let mut authority = Authority::new();
+    let host = Host::start(&mut authority);
+    let mut client = host.connect().await;
+    client.authenticate_authority(&authority.key).await.unwrap();
+    let branches: Vec<SignedEntry> = (0..2200)
+        .map(|issued| {
+            let mut entry = authority.next(Body::SiteRevoked {
+                site: "nowhere".parse().unwrap(),
+            });
+            entry.issued = issued;
+            entry.sign(&authority.key)
+        })
+        .collect();
+    for some in branches.chunks(400) {
+        client.put(some).await.unwrap();
+    }
+    let mut entries = 0;
+    let mut heads: Vec<[u8; 32]> = Vec::new();
+    loop {
+        let asked = heads.clone();
+        let reply = client.call(Request::Ledger { heads: asked }).await;
+        let Ok(Reply::Ledger {
+            entries: some,
+            more,
+            ..
+        }) = reply
+        else {
+            panic!("{reply:?}");
+        };
+        entries += some.len();
+        let hashes = some
+            .iter()
+            .map(|bytes| SignedEntry::read(bytes).unwrap().hash().0);
+        heads.extend(hashes);
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(entries, 2202);
+}

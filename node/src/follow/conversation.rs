@@ -17,7 +17,7 @@ use super::view::Problem;
 use super::visitor::{End, Visitor};
 use crate::contacts::contacts;
 use crate::login::log_in;
-use crate::session::{Failure, Session, Why};
+use crate::session::{Failure, MAX_HEADS, Session, Why};
 use crate::stores::StoreName;
 
 /// Entries that another store had are handed to this one within this time.
@@ -94,7 +94,7 @@ impl Visitor {
                 .register
                 .position(self.store)
                 .filter(|_| !self.relist),
-            heads: heads.iter().map(|head| head.0).collect(),
+            heads: heads.iter().take(MAX_HEADS).map(|head| head.0).collect(),
         }
     }
 
