@@ -2,6 +2,7 @@
 //! can reach say. Nothing is signed and no file is written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::net::UnixStream;
 
 use anyhow::bail;
 use node::state::{LocalNode, StateDir};
@@ -16,7 +17,7 @@ use proto::record::{Member, SignedRecord};
 use crate::authority;
 use crate::authority::ledger_file;
 use crate::brokers::{self, Brokers, Caller, Place, Told};
-use crate::command::Signing;
+use crate::command::{Directories, Signing};
 use crate::private;
 
 pub(crate) struct Outlook {
@@ -202,11 +203,7 @@ fn source(arguments: &Signing) -> anyhow::Result<Source> {
         return Ok(Source::Socket(mesh));
     }
     if is_broker {
-        bail!(
-            "the broker of {} has its ledger in its store, where only itself can read it, and none answers on {}; start it, or give its --runtime-dir. If it waits for its ledger still, enter it with `causeway broker add` where the authority is",
-            state.display(),
-            arguments.directories.broker_socket().display()
-        );
+        bail!(nothing_from_broker(&arguments.directories));
     }
     bail!(
         "{} is neither part of a mesh nor a broker's, there is no authority in {}, and no broker has its socket in {}; give the right --state-dir, --authority or --runtime-dir",
@@ -214,6 +211,22 @@ fn source(arguments: &Signing) -> anyhow::Result<Source> {
         authority.display(),
         arguments.directories.runtime_dir.display()
     );
+}
+
+/// Of a further broker, whose ledger is in its store, where only itself can read it.
+fn nothing_from_broker(directories: &Directories) -> String {
+    let state = directories.state_dir.display();
+    let socket = directories.broker_socket();
+    if UnixStream::connect(&socket).is_ok() {
+        format!(
+            "the broker of {state} waits for its ledger: enter it with `causeway broker add` where the authority is"
+        )
+    } else {
+        format!(
+            "only the broker of {state} can read its ledger, and none answers on {}; start it, or give its --runtime-dir",
+            socket.display()
+        )
+    }
 }
 
 /// A node takes the ledger from its brokers, who cannot make one up.

@@ -97,6 +97,20 @@ fn a_further_broker_without_entries_of_its_own_is_no_damaged_ledger() {
     let done = machine.run("site list --state-dir second");
     done.failed(1, &["none answers on", "start it"]);
     assert!(!done.err.contains("damaged"), "{}", done.err);
+    let address = machine::free_address();
+    let line = format!("broker run --state-dir second --listen {address} --http off");
+    let mut waiting = machine.command(&line).spawn().unwrap();
+    let socket = machine.path("run/broker.sock");
+    for _ in 0..500 {
+        if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let done = machine.run("site list --state-dir second");
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    done.failed(1, &["waits for its ledger", "broker add"]);
 }
 
 #[test]
@@ -195,4 +209,30 @@ fn a_store_that_cannot_be_reached_leaves_nothing_behind() {
         .run("broker init --store etcd://127.0.0.1:1/x")
         .failed(1, &["nothing was made", "127.0.0.1:1"]);
     assert!(!machine.state().exists());
+}
+
+#[test]
+fn who_could_not_be_told_is_named_beside_who_was() {
+    let machine = Machine::new();
+    let address = machine.init();
+    let _broker = machine.start_broker(&address);
+    let other = machine.json("broker init --state-dir other");
+    let (key, store) = (&other["broker_key"], &other["store_id"]);
+    let (key, store) = (key.as_str().unwrap(), store.as_str().unwrap());
+    let nobody = machine::free_address();
+    machine.ok(&format!(
+        "broker add {key} --store-id {store} --address {nobody}"
+    ));
+    let done = machine.run(CREATE);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    for words in ["Told: ", &format!("not told: {nobody}"), "ledger push"] {
+        assert!(done.err.contains(words), "{words}: {}", done.err);
+    }
+    let token = machine.ok(&format!(
+        "token create --site berlin --broker {nobody},{address}"
+    ));
+    let done = machine.run_with_input("join --state-dir a --node a", &token);
+    done.failed(1, &["is the broker running?"]);
+    let reason = format!("{nobody}: the connection was refused");
+    assert_eq!(done.err.matches(&reason).count(), 1, "{}", done.err);
 }

@@ -108,15 +108,18 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each step as it is done. What failed is told once: with the next step, or by the error.
+/// Each step as it is done. Which brokers failed is told once: when another has taken the join, or
+/// by the error.
 async fn narrated(options: Options) -> Result<Joined, JoinError> {
     let mut failed = Vec::new();
     let mut tell = |step: Step| {
         if let Step::Failed(_) = step {
             return failed.push(step);
         }
-        for earlier in failed.drain(..) {
-            eprintln!("{earlier}");
+        if let Step::Proven { .. } = step {
+            for earlier in failed.drain(..) {
+                eprintln!("{earlier}");
+            }
         }
         eprintln!("{step}");
         if let Step::Next { .. } = step {

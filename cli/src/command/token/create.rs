@@ -264,8 +264,9 @@ fn explain(token: &Token, now: u64) -> String {
             lines.push("It works once, and is a secret until then.".to_owned());
         }
         Uses::AtMost(_) | Uses::Unlimited => lines.push(format!(
-            "Whoever has it can add machines to site {} until it expires or its uses are taken: keep it like a password. Close it with: causeway token revoke {id}",
-            grant.site
+            "Whoever has it can add machines to site {} until it {}: keep it like a password. Close it with: causeway token revoke {id}",
+            grant.site,
+            if grant.uses == Uses::Unlimited { "expires" } else { "expires or its uses are taken" }
         )),
     }
     lines.push("Next, put it into a file on the joining machine (mode 600, never on a command line), and run there:".to_owned());
