@@ -236,3 +236,15 @@ fn who_could_not_be_told_is_named_beside_who_was() {
     let reason = format!("{nobody}: the connection was refused");
     assert_eq!(done.err.matches(&reason).count(), 1, "{}", done.err);
 }
+
+#[test]
+fn an_address_to_listen_on_that_cannot_be_is_refused_with_one_that_can() {
+    let machine = Machine::new();
+    machine.init();
+    machine
+        .run("broker run --listen broker.example.org:7800")
+        .failed(2, &["[::]:7800", "a name is not enough"]);
+    machine
+        .run("broker run --http off --listen 192.0.2.1:7800")
+        .failed(1, &["cannot listen on 192.0.2.1:7800", "ip address"]);
+}

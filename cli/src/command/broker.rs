@@ -3,6 +3,7 @@
 mod etcd;
 mod init;
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -44,6 +45,7 @@ pub(crate) struct Run {
         long,
         value_name = "ADDRESS:PORT",
         env = "CAUSEWAY_LISTEN",
+        value_parser = listen,
         default_value = "[::]:7800"
     )]
     listen: SocketAddr,
@@ -114,6 +116,11 @@ fn store(text: &str) -> Result<StoreUrl, String> {
         .map_err(|error: broker::directory::DirectoryError| error.to_string())
 }
 
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "an address of this machine and a port, like [::]:7800 or 192.0.2.1:7800; a name is not enough".to_owned())
+}
+
 fn http(text: &str) -> Result<Http, String> {
     if text == "off" {
         return Ok(Http(None));
@@ -151,21 +158,18 @@ fn serve(arguments: Run) -> anyhow::Result<()> {
 
 fn what_next(error: broker::run::Error) -> anyhow::Error {
     let error = anyhow::Error::new(error);
-    if is_address_taken(&error) {
-        let what = print::error(&error);
-        return anyhow::anyhow!(
-            "{what}; `ss -lntup` shows which program has it: end that one, or give another address with --listen or --http"
-        );
-    }
-    error
-}
-
-fn is_address_taken(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
-    })
+    let mut causes = error.chain();
+    let fault = causes.find_map(|cause| cause.downcast_ref::<io::Error>());
+    let next = match fault.map(io::Error::kind) {
+        Some(io::ErrorKind::AddrInUse) => {
+            "`ss -lntup` shows which program has it: end that one, or give another address with --listen or --http"
+        }
+        Some(io::ErrorKind::AddrNotAvailable) => {
+            "`ip address` shows those this machine has; give one of them, or [::]:7800 for all"
+        }
+        Some(_) | None => return error,
+    };
+    anyhow::anyhow!("{}; {next}", print::error(&error))
 }
 
 #[derive(Serialize)]

@@ -72,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         directory.display(),
         if void > 0 {
             format!(
-                "{} of the old one become void. ",
+                "Void from then on: {} of the old key. ",
                 print::count(void, "entry", "entries")
             )
         } else {
