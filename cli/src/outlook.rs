@@ -162,7 +162,7 @@ impl Outlook {
 
     /// `None` if no broker could be asked, with words about it.
     pub(crate) fn nodes(&mut self) -> Option<Vec<Listed>> {
-        if !self.has_broker("nodes") {
+        if !self.has_broker("nodes and used tokens") {
             return None;
         }
         Some(listed(self.brokers.nodes(), &self.ledger))
