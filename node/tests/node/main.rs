@@ -14,6 +14,8 @@ mod leaving;
 #[cfg(test)]
 mod scratch;
 #[cfg(test)]
+mod start;
+#[cfg(test)]
 mod stores;
 #[cfg(test)]
 mod with_broker;

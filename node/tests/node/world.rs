@@ -117,10 +117,9 @@ impl World {
         uses: Uses,
         role: GrantRole,
     ) -> Granted {
-        let number = u8::try_from(self.ledger.len()).unwrap();
-        let mut seed = [number; 32];
-        seed[0] = 0xee;
-        seed[1] = self.mesh().0[0];
+        let mut seed = [self.mesh().0[0]; 32];
+        seed[..8].copy_from_slice(&self.ledger.len().to_be_bytes());
+        seed[31] = 0xee;
         let join_key = SigningKey::from_seed(&seed);
         let grant = Grant {
             site,
