@@ -64,6 +64,7 @@ impl Door {
 
     pub(crate) fn handle_connection(self: &Arc<Door>, stream: TcpStream, peer: SocketAddr) {
         self.broker.metrics.connections.inc();
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let source = Source::of(peer.ip());
         let mut waiting = lock(&self.waiting);
         let (waiter, goes) = waiting.gate.handle_connection(source, Instant::now());

@@ -183,7 +183,7 @@ pub(crate) fn audit(bytes: &[u8]) {
     let says = match &entry.entry().body {
         Body::Genesis { authority, .. } => format!("the mesh begins, authority {authority}"),
         Body::Grant(grant) => format!(
-            "grant {} for site {}: {} uses, role {}",
+            "grant {} for site {}: uses {}, role {}",
             entry.hash().short(),
             grant.site,
             grant.uses,

@@ -82,7 +82,9 @@ struct Failed {
 
 const FREE: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_secs(12);
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// A proof cannot be guessed, so this only spares work; who shares an address with a forger should
+/// not be kept out for long.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Sources remembered; beyond, the one that failed longest ago is forgotten.
 const MOST_SOURCES: usize = 4096;
 
