@@ -4,6 +4,7 @@
 mod batch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use proto::entry::{Role, SignedEntry};
@@ -38,9 +39,15 @@ pub(crate) struct Register {
     names: HashMap<(Name, Name), PublicKey>,
     /// In the store, refused here; tried again when the ledger grows.
     set_aside: BTreeMap<PublicKey, Vec<u8>>,
-    uses: BTreeMap<(Hash, u32), PublicKey>,
+    uses: BTreeMap<(Hash, u32), Use>,
     used_by: BTreeSet<(Hash, PublicKey)>,
     heard: HashMap<PublicKey, Heard>,
+}
+
+/// Of a grant, and what proves it.
+struct Use {
+    identity: PublicKey,
+    enrolment: Box<[u8]>,
 }
 
 struct Item {
@@ -273,8 +280,11 @@ impl Register {
 
     fn take_use(&mut self, taken: StoredUse) {
         self.used_by.insert((taken.grant, taken.identity));
-        self.uses
-            .insert((taken.grant, taken.use_number), taken.identity);
+        let proven = Use {
+            identity: taken.identity,
+            enrolment: taken.enrolment.into_boxed_slice(),
+        };
+        self.uses.insert((taken.grant, taken.use_number), proven);
     }
 
     fn drain_events(&mut self) {
@@ -381,14 +391,16 @@ impl Register {
         &self,
         after: Option<([u8; 32], u32)>,
     ) -> impl Iterator<Item = GrantUse> {
-        let after = after.map(|(grant, number)| (Hash(grant), number));
+        let start = after.map_or(Bound::Unbounded, |(grant, number)| {
+            Bound::Excluded((Hash(grant), number))
+        });
         self.uses
-            .iter()
-            .filter(move |(place, _)| after.is_none_or(|after| **place > after))
-            .map(|((grant, use_number), identity)| GrantUse {
+            .range((start, Bound::Unbounded))
+            .map(|((grant, use_number), taken)| GrantUse {
                 grant: grant.0,
                 use_number: *use_number,
-                identity: *identity.as_bytes(),
+                identity: *taken.identity.as_bytes(),
+                enrolment: taken.enrolment.to_vec(),
             })
     }
 

@@ -190,19 +190,17 @@ impl Brokers {
         told
     }
 
-    /// All uses of grants that any of them knows, in order and without repetition.
+    /// All uses of grants that any of them lists, in order and without repetition. Nothing of it
+    /// is verified, and one may come with several proofs.
     pub(crate) fn uses(&mut self) -> Vec<GrantUse> {
-        let mut found: BTreeMap<([u8; 32], u32, [u8; 32]), GrantUse> = BTreeMap::new();
+        let mut found: BTreeSet<GrantUse> = BTreeSet::new();
         for session in &mut self.reached {
             match self.runtime.block_on(session.list_uses()) {
-                Ok(uses) => found.extend(
-                    uses.into_iter()
-                        .map(|taken| ((taken.grant, taken.use_number, taken.identity), taken)),
-                ),
+                Ok(uses) => found.extend(uses),
                 Err(failure) => self.failures.push(failure.to_string()),
             }
         }
-        found.into_values().collect()
+        found.into_iter().collect()
     }
 
     /// All that any of them lists. A node may come twice, from two stores.

@@ -19,6 +19,7 @@ mod scratch;
 mod secret;
 mod signing;
 mod time;
+mod uses;
 mod wg;
 
 use std::ffi::OsString;

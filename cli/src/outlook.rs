@@ -40,7 +40,10 @@ impl KnownUses {
     pub(crate) fn taken(&self, grant: &Hash, standing: &GrantStanding) -> Option<usize> {
         self.stores.contains(&standing.grant.store).then(|| {
             let of_this = self.uses.iter().filter(|taken| taken.grant == grant.0);
-            of_this.count()
+            let of_this: BTreeSet<(u32, [u8; 32])> = of_this
+                .map(|taken| (taken.use_number, taken.identity))
+                .collect();
+            of_this.len()
         })
     }
 }

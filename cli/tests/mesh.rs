@@ -112,10 +112,20 @@ fn a_revoked_token_takes_nobody_and_its_nodes_stay() {
         made["id"].as_str().unwrap(),
     );
     let key = join(&machine, "a", token);
+    let silent = join(&machine, "silent", token);
     publish(&machine.path("a"), Role::Gateway).unwrap();
+    let named = ["2 nodes", &key, "berlin/a", &silent, "(no record)"];
+    let advice = ["do not know", "node revoke KEY", "--with-nodes", "--yes"];
     let done = machine.run(&format!("token revoke {id}"));
+    done.failed(2, &[&named[..], &advice[..]].concat());
+    assert_eq!(
+        machine.json("token list")[0]["state"],
+        "open",
+        "nothing was signed"
+    );
+    let done = machine.run(&format!("token revoke {id} --yes"));
     assert_eq!(done.code, Some(0), "{done:?}");
-    for word in ["1 node", &key, "berlin/a"] {
+    for word in named {
         assert!(done.err.contains(word), "{word}: {}", done.err);
     }
     machine
@@ -133,6 +143,19 @@ fn a_revoked_token_takes_nobody_and_its_nodes_stay() {
     assert!(!refused.is_empty());
     let nodes = machine.json("node list");
     assert!(nodes[0].is_null() || nodes[0]["state"].as_str().unwrap().contains("refused"));
+}
+
+#[test]
+fn a_token_that_nobody_used_is_revoked_without_a_question() {
+    let machine = Machine::new();
+    let address = machine.init();
+    let _broker = machine.start_broker(&address);
+    let made = machine.json(CREATE);
+    let id = made["id"].as_str().unwrap();
+    let done = machine.run(&format!("token revoke {id}"));
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.err.contains("No node that joined"), "{}", done.err);
+    assert_eq!(machine.json("token list")[0]["state"], "revoked");
 }
 
 #[test]
@@ -317,7 +340,7 @@ fn a_further_broker_is_added_and_sends_joiners_to_the_store_that_counts() {
         .failed(1, &["counts the uses", "--with-nodes"]);
     assert!(machine.json("token list")[0]["taken"].is_null());
     let one = machine.start_broker(&first);
-    let closed = machine.json(&format!("token revoke {id}"));
+    let closed = machine.json(&format!("token revoke {id} --yes"));
     assert_eq!(closed["stay"].as_array().unwrap().len(), 1);
     drop((one, two));
     let done = machine.run(&format!("broker remove {second}"));

@@ -25,7 +25,7 @@ use crate::name::Name;
 use crate::prefix::overlap;
 use crate::record::{Member, Presence};
 
-pub use chain::Verified;
+pub use chain::{Verified, check_use};
 pub use owners::RefusedAddress;
 pub use problem::Problem;
 pub use refusal::{EntryRefusal, MemberRefusal};

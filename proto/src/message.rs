@@ -147,11 +147,13 @@ pub struct NodeStatus {
     pub heard: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub struct GrantUse {
     pub grant: [u8; 32],
     pub use_number: u32,
     pub identity: [u8; 32],
+    /// What proves it: [`crate::enrolment::Enrolment::write`].
+    pub enrolment: Vec<u8>,
 }
 
 /// One batch of a watch. A snapshot is a batch with `reset`, then batches until `caught_up`.

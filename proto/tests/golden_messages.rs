@@ -134,6 +134,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 grant: [1; 32],
                 use_number: 2,
                 identity: [3; 32],
+                enrolment: vec![4, 5],
             }]),
         ),
         ("pong", Reply::Pong),

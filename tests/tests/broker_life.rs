@@ -104,7 +104,7 @@ fn a_leaked_token_is_closed_while_its_nodes_live_on() {
     let mut a = life.join("a", "a", &token);
     let mut client = life.enter_well(&a);
     life.publish_well(&mut client, &mut a);
-    life.operate(&["token", "revoke"], &[&Life::id(&token)]);
+    life.operate(&["token", "revoke"], &[&Life::id(&token), "--yes"]);
     let late = life.mesh.join("late", &token).unwrap();
     late.assert_refused(&["revoked", "token create"]);
     // The connection that was open, and a new one.

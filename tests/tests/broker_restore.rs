@@ -125,7 +125,7 @@ fn a_broker_restored_from_a_copy_gets_back_what_its_nodes_have() {
     let heads = |handle: &Handle| handle.view().borrow().heads.clone();
     let before = heads(&paris);
     let id = Ticket::of(&leaked).unwrap().entry.hash().short();
-    let revoke = scene.mesh.operator(&["token", "revoke", &id]);
+    let revoke = scene.mesh.operator(&["token", "revoke", &id, "--yes"]);
     let said = command::run(revoke, None).unwrap();
     said.expect_success().unwrap();
     wait_until("the revocation is known", || heads(&paris) != before);

@@ -8,7 +8,7 @@ use proto::frame::MAX_FRAME;
 use proto::key::{Domain, PublicKey, Signature};
 use proto::ledger::Standing;
 use proto::mesh::MemberRefusal;
-use proto::message::{Authenticate, Enrol, NodeStatus, Refusal, Reply, Request, Who};
+use proto::message::{Authenticate, Enrol, GrantUse, NodeStatus, Refusal, Reply, Request, Who};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -21,10 +21,10 @@ use crate::metrics::Outcome;
 use crate::pace::Bucket;
 use crate::publish;
 
-/// Of the records in one reply.
+/// Of the records or uses in one reply.
 const BUDGET: usize = MAX_FRAME - 32 * 1024;
-/// Of the uses in one reply, each below 80 bytes.
-const MOST_USES: usize = 2048;
+/// Of a use beside its enrolment, at most.
+const USE: usize = 80;
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     pub(super) async fn handle_request(&mut self, request: Request) -> Reply {
@@ -62,9 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Request::ListNodes { after } => Ok(self.list_nodes(after)),
             Request::ListUses { after } => {
                 let register = self.broker.register();
-                Ok(Reply::Uses(
-                    register.uses_after(after).take(MOST_USES).collect(),
-                ))
+                Ok(Reply::Uses(page(register.uses_after(after))))
             }
         };
         reply.unwrap_or_else(Reply::Refused)
@@ -366,6 +364,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 }
 
+/// As many as one reply has room for.
+fn page(uses: impl Iterator<Item = GrantUse>) -> Vec<GrantUse> {
+    let mut room = BUDGET;
+    uses.take_while(|taken| {
+        let left = room.checked_sub(taken.enrolment.len() + USE);
+        room = left.unwrap_or(0);
+        left.is_some()
+    })
+    .collect()
+}
+
 fn refusal(error: &MemberRefusal) -> Refusal {
     match error {
         MemberRefusal::NoGrant => Refusal::GrantUnknown,
@@ -386,5 +395,34 @@ fn refusal(error: &MemberRefusal) -> Refusal {
         | MemberRefusal::SameSequence(_)
         | MemberRefusal::TwoForOneUse(_)
         | MemberRefusal::Quota { .. } => Refusal::NotEnrolled,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::codec;
+    use proto::message::Answer;
+
+    use super::*;
+
+    #[test]
+    fn a_page_of_uses_fits_into_a_frame_and_wastes_little_of_it() {
+        let taken = |use_number| GrantUse {
+            grant: [1; 32],
+            use_number,
+            identity: [2; 32],
+            // As long as an enrolment is.
+            enrolment: vec![3; 325],
+        };
+        let uses = page((u32::MAX - 5000..u32::MAX).map(taken));
+        assert!(uses.len() > 500, "{}", uses.len());
+        let answer = Answer::Reply {
+            number: u32::MAX,
+            reply: Reply::Uses(uses),
+        };
+        let bytes = codec::encode(&answer).unwrap();
+        assert!((MAX_FRAME / 4 * 3..MAX_FRAME).contains(&bytes.len()));
+        assert_eq!(codec::decode(&bytes), Ok(answer));
+        assert_eq!(page((0..3).map(taken)).len(), 3);
     }
 }

@@ -1,6 +1,7 @@
 //! Records: whose they are, who has a name, how many a site may have.
 
-use proto::entry::{GrantRole, Role, Uses};
+use proto::enrolment::Enrolment;
+use proto::entry::{Body, GrantRole, Role, Uses};
 use proto::key::SigningKey;
 use proto::message::{Refusal, Reply, Request};
 
@@ -148,6 +149,15 @@ async fn uses_are_listed_in_pages() {
     };
     let numbers: Vec<u32> = uses.iter().map(|one| one.use_number).collect();
     assert_eq!(numbers, [0, 1, 2]);
+    for one in &uses {
+        let enrolment = Enrolment::read(&one.enrolment).unwrap();
+        assert_eq!(enrolment.proof.identity.as_bytes(), &one.identity);
+        assert_eq!(enrolment.use_number, one.use_number);
+        let Body::Grant(grant) = &ticket.entry.entry().body else {
+            panic!("not a grant");
+        };
+        enrolment.verify(grant).unwrap();
+    }
     let after = Some((ticket.entry.hash().0, 1));
     let Ok(Reply::Uses(rest)) = local.call(Request::ListUses { after }).await else {
         panic!("no list");

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, bail};
 use proto::entry::{Body, Closing, Uses};
 use proto::key::{Hash, PublicKey};
-use proto::ledger::{Charter, GrantStanding, GrantState, Standing};
+use proto::ledger::{GrantStanding, GrantState, Ledger, Standing};
 use proto::message::GrantUse;
 use proto::name::Name;
 use proto::record::NodeState;
@@ -17,6 +17,7 @@ use crate::outlook::{self, Listed, Outlook};
 use crate::print::{self, Table};
 use crate::signing::Desk;
 use crate::time;
+use crate::uses;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -85,7 +86,7 @@ fn list(arguments: &List) -> anyhow::Result<()> {
     };
     let uses = outlook.uses();
     let mut shown: Vec<Shown> = nodes.iter().map(show).collect();
-    shown.extend(not_started(outlook.charter(), uses.all(), &nodes));
+    shown.extend(not_started(outlook.ledger(), uses.all(), &nodes));
     if let Some(wanted) = &arguments.site {
         shown.retain(|node| node.site == wanted.as_str());
     }
@@ -133,7 +134,7 @@ fn list(arguments: &List) -> anyhow::Result<()> {
 }
 
 /// Those who took a use of a grant, may stay, and have no record at any broker.
-fn not_started(charter: &Charter, uses: &[GrantUse], nodes: &[Listed]) -> Vec<Shown> {
+fn not_started(ledger: &Ledger, uses: &[GrantUse], nodes: &[Listed]) -> Vec<Shown> {
     let with_record: BTreeSet<[u8; 32]> = nodes
         .iter()
         .map(|listed| *listed.record.record().identity.as_bytes())
@@ -141,12 +142,16 @@ fn not_started(charter: &Charter, uses: &[GrantUse], nodes: &[Listed]) -> Vec<Sh
     let without = uses
         .iter()
         .filter(|taken| !with_record.contains(&taken.identity));
-    let shown = without.filter_map(|taken| {
-        let grant = Hash(taken.grant);
-        let identity = PublicKey::new(taken.identity).ok()?;
-        let standing = charter.grant(&grant)?;
-        let may_stay = charter.standing(&grant, &identity) == Standing::Good;
-        may_stay.then(|| joined(&grant, standing, &identity))
+    let charter = ledger.charter();
+    let may_stay = |taken: &&GrantUse| {
+        PublicKey::new(taken.identity)
+            .is_ok_and(|identity| charter.standing(&Hash(taken.grant), &identity) == Standing::Good)
+    };
+    let judged = uses::judge(without.filter(may_stay), ledger);
+    judged.say_unproven();
+    let shown = judged.proven.iter().filter_map(|(grant, identity)| {
+        let standing = charter.grant(grant)?;
+        Some(joined(grant, standing, identity))
     });
     shown.collect()
 }
@@ -299,8 +304,12 @@ fn find(desk: &mut Desk, text: &str) -> anyhow::Result<Found> {
             // One that joined and never published is known by its use alone.
             None => {
                 let uses = desk.brokers().uses();
-                let taken = uses.iter().find(|taken| taken.identity == *key.as_bytes());
-                taken.map(|taken| Hash(taken.grant))
+                let named = uses
+                    .iter()
+                    .filter(|taken| taken.identity == *key.as_bytes());
+                let judged = uses::judge(named, desk.ledger());
+                judged.say_unproven();
+                judged.proven.first().map(|(grant, _)| *grant)
             }
         };
         return Ok(Found {
@@ -371,7 +380,7 @@ fn closing(desk: &mut Desk, found: &Found) -> anyhow::Result<Option<Closing>> {
     if has_one_use || !is_open {
         return Ok(None);
     }
-    let mut stay = token::joined_with(desk, &grant)?;
+    let mut stay = token::joined_with(desk, &grant)?.keys;
     stay.retain(|key| *key != found.key);
     Ok(Some(Closing { grant, stay }))
 }

@@ -7,15 +7,18 @@ use std::collections::BTreeSet;
 use anyhow::bail;
 use proto::entry::{Body, Closing, MAX_KEYS, Uses};
 use proto::key::{Hash, PublicKey};
-use proto::ledger::{Charter, GrantStanding, GrantState};
+use proto::ledger::{Charter, GrantStanding, GrantState, Ledger};
+use proto::message::GrantUse;
 use serde::Serialize;
 
+use crate::ask;
 use crate::command::{Output, Signing};
 use crate::outlook::{self, Outlook};
 use crate::parse;
 use crate::print::{self, Table};
 use crate::signing::Desk;
 use crate::time;
+use crate::uses::{self, Judged};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -45,6 +48,9 @@ pub(crate) struct Revoke {
     /// Revoke the nodes that joined with it too.
     #[arg(long, env = "CAUSEWAY_WITH_NODES", value_parser = clap::builder::FalseyValueParser::new())]
     with_nodes: bool,
+    /// Do not ask.
+    #[arg(long, env = "CAUSEWAY_YES", value_parser = clap::builder::FalseyValueParser::new())]
+    yes: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -201,7 +207,9 @@ fn revoke(arguments: &Revoke) -> anyhow::Result<()> {
     let stay = if arguments.with_nodes {
         Vec::new()
     } else {
-        joined_with(&mut desk, &grant)?
+        let staying = joined_with(&mut desk, &grant)?;
+        ask_who_stays(&mut desk, &grant, &staying, arguments.yes)?;
+        staying.keys
     };
     let entry = desk.sign(Body::Revocation {
         keys: Vec::new(),
@@ -214,7 +222,9 @@ fn revoke(arguments: &Revoke) -> anyhow::Result<()> {
         "Token {} is revoked: nobody joins with it any more.",
         grant.short()
     );
-    say_who_stays(&mut desk, &stay);
+    if arguments.with_nodes {
+        eprintln!("No node that joined with it stays.");
+    }
     desk.hand_over();
     let stay = stay.iter().map(ToString::to_string).collect();
     print_revoked(arguments.output, &grant, Some(entry.entry().number), stay)
@@ -236,8 +246,38 @@ fn print_revoked(
     })
 }
 
-/// Who took a use of a grant and may stay: the closing has to list them. Only brokers know.
-pub(crate) fn joined_with(desk: &mut Desk, grant: &Hash) -> anyhow::Result<Vec<PublicKey>> {
+/// Who may stay when a grant is closed.
+pub(crate) struct Staying {
+    pub(crate) keys: Vec<PublicKey>,
+    /// Nobody whom a broker listed was left out, and all could be asked.
+    is_whole: bool,
+}
+
+/// Before anything is signed: what a closing leaves out is cut off for good, and what it lists may
+/// be whoever had the leaked token.
+fn ask_who_stays(
+    desk: &mut Desk,
+    grant: &Hash,
+    staying: &Staying,
+    is_sure: bool,
+) -> anyhow::Result<()> {
+    say_who_stays(desk, &staying.keys);
+    if staying.keys.is_empty() && staying.is_whole {
+        return Ok(());
+    }
+    eprintln!("Every other node that shows this token is refused from now on.");
+    if !staying.keys.is_empty() {
+        eprintln!(
+            "A node on this list that you do not know came in with the token while it was in other hands. Cut it off with `causeway node revoke KEY`, or all of them with `causeway token revoke {} --with-nodes`.",
+            grant.short()
+        );
+    }
+    ask::confirm("Revoke the token?", is_sure)
+}
+
+/// Who took a use of a grant and may stay: the closing has to list them. Brokers know them, and
+/// each use proves itself.
+pub(crate) fn joined_with(desk: &mut Desk, grant: &Hash) -> anyhow::Result<Staying> {
     if !desk.knows_uses_of(grant) {
         for why in desk.brokers().failures() {
             eprintln!("causeway: {why}");
@@ -247,21 +287,21 @@ pub(crate) fn joined_with(desk: &mut Desk, grant: &Hash) -> anyhow::Result<Vec<P
             grant.short()
         );
     }
+    let asked = desk.brokers().failures().len();
     let known = desk.brokers().uses();
-    let revoked = &desk.charter().revoked;
-    let mut keys: Vec<PublicKey> = known
-        .iter()
-        .filter(|taken| taken.grant == grant.0)
-        .filter_map(|taken| PublicKey::new(taken.identity).ok())
-        .filter(|key| !revoked.contains(key))
-        .collect();
+    let unasked = &desk.brokers().failures()[asked..];
+    for why in unasked {
+        eprintln!("causeway: {why}");
+    }
+    let is_everyone_asked = unasked.is_empty();
+    let judged = judged_uses(desk.ledger(), grant, &known);
+    judged.say_unproven();
+    let mut keys: Vec<PublicKey> = judged.proven.iter().map(|(_, key)| *key).collect();
     // What was closed once stays closed: only fewer can stay.
     if let Some(GrantState::Closed { stay }) = desk.charter().grant(grant).map(|found| &found.state)
     {
         keys.retain(|key| stay.contains(key));
     }
-    keys.sort_unstable();
-    keys.dedup();
     let used = keys.len();
     let keys = that_fit(keys, || {
         let listed = outlook::trusted(desk.brokers().nodes(), desk.ledger());
@@ -277,7 +317,22 @@ pub(crate) fn joined_with(desk: &mut Desk, grant: &Hash) -> anyhow::Result<Vec<P
             used - keys.len()
         );
     }
-    Ok(keys)
+    Ok(Staying {
+        is_whole: is_everyone_asked && judged.unproven.is_empty() && keys.len() == used,
+        keys,
+    })
+}
+
+/// Those of this grant; who is revoked stays nowhere, proven or not.
+fn judged_uses(ledger: &Ledger, grant: &Hash, known: &[GrantUse]) -> Judged {
+    let revoked = &ledger.charter().revoked;
+    let is_revoked = |taken: &GrantUse| {
+        PublicKey::new(taken.identity).is_ok_and(|identity| revoked.contains(&identity))
+    };
+    let of_this = known
+        .iter()
+        .filter(|taken| taken.grant == grant.0 && !is_revoked(taken));
+    uses::judge(of_this, ledger)
 }
 
 /// A site that makes its nodes anew every day uses its token more often than an entry has room
@@ -309,7 +364,7 @@ pub(crate) fn say_who_stays(desk: &mut Desk, stay: &[PublicKey]) {
             .iter()
             .map(|listed| listed.record.record())
             .find(|record| record.identity == *key)
-            .map_or("(joined, not started)".to_owned(), |record| {
+            .map_or("(no record)".to_owned(), |record| {
                 format!("{}/{}", record.site, record.node)
             });
         eprintln!("  {key}  {name}");

@@ -60,6 +60,18 @@ pub(super) fn verify(
         .map_err(|_| MemberRefusal::RecordSignature)
 }
 
+/// Whether these bytes prove that their identity took their use of their grant. Revoked ones, and
+/// those of a closed grant, have taken it too.
+pub fn check_use(enrolment: &[u8], ledger: &Ledger) -> Result<Enrolment, MemberRefusal> {
+    let enrolment = Enrolment::read(enrolment).map_err(MemberRefusal::EnrolmentForm)?;
+    if enrolment.proof.mesh != ledger.mesh() {
+        return Err(MemberRefusal::WrongMesh(enrolment.proof.mesh));
+    }
+    let grant = check_counted(&enrolment, ledger)?;
+    enrolment.verify(grant)?;
+    Ok(enrolment)
+}
+
 /// The three signatures of an enrolment.
 pub(super) fn verify_enrolment(
     enrolment: &Enrolment,

@@ -137,9 +137,10 @@ fn the_smallest_elements_that_a_broker_sends_fill_a_frame_and_are_read() {
         GrantUse {
             grant: [1; 32],
             use_number: 3,
-            identity: [2; 32]
+            identity: [2; 32],
+            enrolment: vec![],
         };
-        (MAX_FRAME - 16) / 65
+        (MAX_FRAME - 16) / 66
     ];
     let reply = Reply::Uses(uses);
     assert_eq!(decode(&encode(&reply).unwrap()), Ok(reply));

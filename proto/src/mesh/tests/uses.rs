@@ -1,9 +1,10 @@
 //! Revoked nodes, closed grants, and uses that were counted twice.
 
-use super::scene::{Granted, Scene, broker, events, identities, member, node};
+use super::scene::{Granted, Scene, broker, events, identities, member, node, other_broker};
+use crate::enrolment::EnrolmentError;
 use crate::entry::{Body, Closing, Uses};
 use crate::key::PublicKey;
-use crate::mesh::{Event, MemberRefusal, Mesh, Problem};
+use crate::mesh::{Event, MemberRefusal, Mesh, Problem, check_use};
 use crate::record::Member;
 
 fn key_of(number: u32) -> PublicKey {
@@ -392,4 +393,49 @@ fn who_met_such_a_broker_first_takes_both_nodes_once_another_shows_them() {
         assert_eq!(identities(&mesh), expected);
         assert!(mesh.problems().is_empty());
     }
+}
+
+#[test]
+fn a_use_is_proven_by_its_enrolment_alone_whatever_became_of_the_node() {
+    let mut scene = Scene::new();
+    let grant = scene.grant("paris", Uses::AtMost(2));
+    let enrolment = scene.enrol(&grant, 1, &node(1));
+    let check = |scene: &Scene, bytes: &[u8]| check_use(bytes, scene.receiver().ledger());
+    assert_eq!(check(&scene, &enrolment.write()), Ok(enrolment.clone()));
+    let foreign = scene.enrol_at(&other_broker(), &grant, 1, &node(1));
+    assert_eq!(
+        check(&scene, &foreign.write()),
+        Err(MemberRefusal::ForeignBroker(other_broker().public()))
+    );
+    let third = scene.enrol(&grant, 2, &node(1));
+    assert!(matches!(
+        check(&scene, &third.write()),
+        Err(MemberRefusal::UseNumber { .. })
+    ));
+    let mut forged = enrolment.clone();
+    forged.proof.identity = key_of(2);
+    assert_eq!(
+        check(&scene, &forged.write()),
+        Err(MemberRefusal::Enrolment(EnrolmentError::Join))
+    );
+    assert!(matches!(
+        check(&scene, b""),
+        Err(MemberRefusal::EnrolmentForm(_))
+    ));
+    scene.revoke(&[key_of(1)]);
+    scene.close(&grant, &[]);
+    assert_eq!(check(&scene, &enrolment.write()), Ok(enrolment));
+}
+
+#[test]
+fn a_use_of_another_meshs_grant_is_no_use_here() {
+    let mut scene = Scene::new();
+    let grant = scene.grant("paris", Uses::AtMost(2));
+    let mut other = scene.enrol(&grant, 0, &node(1));
+    other.proof.mesh.0[0] ^= 1;
+    let mesh = other.proof.mesh;
+    assert_eq!(
+        check_use(&other.write(), scene.receiver().ledger()),
+        Err(MemberRefusal::WrongMesh(mesh))
+    );
 }
