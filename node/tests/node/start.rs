@@ -15,9 +15,8 @@ const ROUNDS: usize = 5;
 /// What the design promises of a gateway with all brokers down.
 const MOST: Duration = Duration::from_secs(2);
 
-/// `cargo test --release -p node --test node start -- --ignored --nocapture`
+/// `cargo test --release -p node --test node start -- --nocapture`
 #[tokio::test]
-#[ignore = "measures; wants a release build"]
 async fn a_thousand_sites_are_there_within_two_seconds_without_a_broker() {
     let mut home = Home::new().await;
     home.broker.script(|script| script.hung = true);
