@@ -166,9 +166,11 @@ fn nothing_is_sent_under_an_old_key() {
         !data_indexes(&after()).is_empty()
     })
     .unwrap();
+    let sent = after();
     assert!(
-        data_indexes(&after()).iter().all(|index| *index != old),
-        "sent under the old key"
+        data_indexes(&sent).iter().all(|index| *index != old),
+        "sent under the old key {old:?}: {:?}",
+        sent.iter().map(kind).collect::<Vec<_>>()
     );
     assert_eq!(
         kind(&after()[0]).0,
