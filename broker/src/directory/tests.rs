@@ -1,3 +1,5 @@
+//! The directory as `init` makes it, and as nobody should find it: loose, foreign, cut, newer.
+
 use std::os::unix::fs::PermissionsExt;
 
 use proto::entry::{Body, Broker, Entry};

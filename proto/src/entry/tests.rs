@@ -1,3 +1,5 @@
+//! Every kind of entry there and back, and any bit of it changed.
+
 use proptest::prelude::*;
 
 use super::*;

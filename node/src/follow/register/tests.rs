@@ -1,3 +1,5 @@
+//! What the register takes, shows and asks to be written, without disk, network or clock.
+
 use std::time::Duration;
 
 use proto::entry::{Body, Entry, StoreId, Uses};
