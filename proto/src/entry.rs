@@ -210,6 +210,21 @@ impl Entry {
 }
 
 impl Body {
+    /// The head that a settlement gives up.
+    pub fn settled(&self) -> Option<&Hash> {
+        match self {
+            Body::Settlement { other } => Some(other),
+            Body::Genesis { .. }
+            | Body::Grant(_)
+            | Body::Prefixes { .. }
+            | Body::Revocation { .. }
+            | Body::SiteRevoked { .. }
+            | Body::Broker(_)
+            | Body::BrokerRemoved { .. }
+            | Body::Authority { .. } => None,
+        }
+    }
+
     /// A longer list could not even be written.
     fn check_lengths(&self) -> Result<(), BlobError> {
         let fits = match self {

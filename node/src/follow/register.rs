@@ -14,7 +14,7 @@ mod world;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use proto::entry::{Body, SignedEntry};
+use proto::entry::SignedEntry;
 use proto::key::{MeshId, PublicKey};
 use proto::life::is_dropped;
 use proto::mesh::{EntryRefusal, MemberRefusal, Mesh, Taken};
@@ -226,17 +226,7 @@ impl Register {
     fn is_due(&self, orphan: &SignedEntry) -> bool {
         let ledger = self.mesh.ledger();
         let entry = orphan.entry();
-        let settled = match &entry.body {
-            Body::Settlement { other } => Some(other),
-            Body::Genesis { .. }
-            | Body::Grant(_)
-            | Body::Prefixes { .. }
-            | Body::Revocation { .. }
-            | Body::SiteRevoked { .. }
-            | Body::Broker(_)
-            | Body::BrokerRemoved { .. }
-            | Body::Authority { .. } => None,
-        };
+        let settled = entry.body.settled();
         let mut before = settled.into_iter().chain([&entry.previous]);
         before.all(|hash| ledger.entry(hash).is_some())
     }

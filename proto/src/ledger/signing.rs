@@ -77,17 +77,7 @@ impl Ledger {
     pub fn next(&self, issued: u64, body: Body) -> Result<Entry, SigningError> {
         let head = self.line.head.ok_or(SigningError::Empty)?;
         let own = self.own_head(head);
-        let other = match &body {
-            Body::Settlement { other } => Some(*other),
-            Body::Genesis { .. }
-            | Body::Grant(_)
-            | Body::Prefixes { .. }
-            | Body::Revocation { .. }
-            | Body::SiteRevoked { .. }
-            | Body::Broker(_)
-            | Body::BrokerRemoved { .. }
-            | Body::Authority { .. } => None,
-        };
+        let other = body.settled().copied();
         // Asked to give up its own of two branches, it goes on with the other one.
         let previous = match self.line.branches.as_slice() {
             [one, two] if other == Some(self.head_at(own).hash) => {
