@@ -6,5 +6,6 @@
 pub mod data;
 pub mod drops;
 pub mod io;
+pub mod links;
 pub mod packet;
 pub mod wg;

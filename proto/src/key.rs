@@ -52,6 +52,14 @@ pub enum Domain {
     Session,
     /// The hash of a whole blob, to remember that it was verified.
     Verified,
+    /// {prover's, asker's WireGuard key, nonce} inside a tunnel, by the prover's identity.
+    Tunnel,
+    /// The hash of an identity that gives its address inside tunnels.
+    ControlAddress,
+    /// The hash of a site's name.
+    SiteTag,
+    /// The hash over {identity, sequence} of all records.
+    Records,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -79,6 +87,10 @@ impl Domain {
             Domain::Record => "causeway 1 record",
             Domain::Session => "causeway 1 session",
             Domain::Verified => "causeway 1 verified",
+            Domain::Tunnel => "causeway 1 tunnel",
+            Domain::ControlAddress => "causeway 1 control address",
+            Domain::SiteTag => "causeway 1 site tag",
+            Domain::Records => "causeway 1 records",
         }
     }
 
@@ -274,7 +286,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const DOMAINS: [Domain; 9] = [
+    const DOMAINS: [Domain; 13] = [
         Domain::Entry,
         Domain::Recovery,
         Domain::RecoveryKey,
@@ -284,6 +296,10 @@ mod tests {
         Domain::Record,
         Domain::Session,
         Domain::Verified,
+        Domain::Tunnel,
+        Domain::ControlAddress,
+        Domain::SiteTag,
+        Domain::Records,
     ];
 
     fn key(seed: u8) -> SigningKey {

@@ -8,6 +8,7 @@
 
 pub mod blob;
 pub mod codec;
+pub mod control;
 pub mod enrolment;
 pub mod entry;
 pub mod frame;
