@@ -6,6 +6,9 @@
 pub mod data;
 pub mod drops;
 pub mod io;
+pub mod keys;
 pub mod links;
 pub mod packet;
+mod places;
+mod screen;
 pub mod wg;

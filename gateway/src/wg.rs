@@ -5,11 +5,8 @@
 
 pub mod background;
 pub mod device;
-pub mod keys;
-mod limiter;
 mod peers;
 pub mod protocol;
-mod screen;
 pub mod socket;
 mod watch;
 
@@ -36,10 +33,10 @@ use crate::io::boottime;
 use crate::io::netlink::RouteQuery;
 use crate::io::tun::{Tun, TunError};
 use crate::io::udp::{SocketError as UdpError, SocketGroup};
+use crate::screen::Screen;
 use device::{Change, ConfigError, Device, SetRequest, changes};
 use peers::Peers;
 use protocol::Request;
-use screen::Screen;
 use socket::{ConfigServer, ConfigSocket, SocketError, SocketEvent};
 use watch::Watch;
 
@@ -236,7 +233,8 @@ impl Control {
             if self.up && self.port.is_none() {
                 self.open_port_again();
             }
-            self.screen.work(&self.peers, &self.shared);
+            let peers = &self.peers;
+            self.screen.work(&self.shared, |key| peers.linked(key));
         }
     }
 

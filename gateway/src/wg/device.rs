@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::{fmt, mem};
 
-use crate::wg::keys::{PresharedKey, PrivateKey, PublicKey};
+use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 
 /// As many as the kernel allows on one device.
 pub const MAX_PEERS: usize = 1 << 20;

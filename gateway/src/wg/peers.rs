@@ -1,18 +1,15 @@
 //! Which peer's link lives where, and how a change of the configuration reaches it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use boringtun::noise::rate_limiter::RateLimiter;
 use ip_network::IpNetwork;
 
 use super::device::{Change, Device};
-use super::keys::{PresharedKey, PrivateKey, PublicKey};
 use super::protocol::PeerStats;
-use super::screen::Screen;
 use crate::data::link::{Endpoint, LinkShared, LinkSpec};
 use crate::data::mailbox::Command;
 use crate::data::snapshot::{LinkPlace, Owner, OwnerId, Snapshot};
@@ -20,9 +17,9 @@ use crate::data::thread::Shared;
 use crate::drops::DropReason;
 use crate::io::boottime;
 use crate::io::udp::Local;
-
-/// A slot is not given to another peer before its thread has surely forgotten the last one.
-const SLOT_RESTS: Duration = Duration::from_secs(5);
+use crate::keys::{PresharedKey, PrivateKey, PublicKey};
+use crate::places::Places;
+use crate::screen::Screen;
 
 #[derive(Debug)]
 struct Placed {
@@ -32,26 +29,17 @@ struct Placed {
     linked: bool,
 }
 
-/// The slots of one thread.
-#[derive(Debug, Default)]
-struct Slots {
-    used: usize,
-    next: u32,
-    free: VecDeque<(u32, Duration)>,
-    attached: Option<bool>,
-}
-
 #[derive(Debug)]
 pub(crate) struct Peers {
     placed: HashMap<PublicKey, Placed>,
-    threads: Vec<Slots>,
+    places: Places,
 }
 
 impl Peers {
     pub(crate) fn new(threads: usize) -> Peers {
         Peers {
             placed: HashMap::new(),
-            threads: (0..threads).map(|_| Slots::default()).collect(),
+            places: Places::new(threads),
         }
     }
 
@@ -147,31 +135,7 @@ impl Peers {
     }
 
     fn add(&mut self, key: &PublicKey, device: &Device, shared: &Shared, screen: &Screen) {
-        let now = boottime();
-        let Some((thread, slots)) = self
-            .threads
-            .iter_mut()
-            .enumerate()
-            .min_by_key(|(_, slots)| slots.used)
-        else {
-            return;
-        };
-        slots.used += 1;
-        let rested = slots
-            .free
-            .front()
-            .is_some_and(|(_, freed)| now.saturating_sub(*freed) >= SLOT_RESTS);
-        let slot = match slots.free.pop_front_if(|_| rested) {
-            Some((slot, _)) => slot,
-            None => {
-                slots.next += 1;
-                slots.next - 1
-            }
-        };
-        let place = LinkPlace {
-            thread: thread as u32,
-            slot,
-        };
+        let place = self.places.take(boottime());
         self.placed.insert(
             *key,
             Placed {
@@ -233,9 +197,7 @@ impl Peers {
     fn remove(&mut self, key: &PublicKey, shared: &Shared) {
         self.unlink(key, shared);
         if let Some(placed) = self.placed.remove(key) {
-            let slots = &mut self.threads[placed.place.thread as usize];
-            slots.used -= 1;
-            slots.free.push_back((placed.place.slot, boottime()));
+            self.places.give_back(placed.place, boottime());
         }
     }
 
@@ -259,16 +221,8 @@ impl Peers {
         Snapshot::new(prefixes, owners, mtu, port.filter(|_| device.fwmark == 0))
     }
 
-    /// Threads without peers leave the kernel's choice of queues, so that no packet has to be
-    /// passed on; one always stays.
     pub(crate) fn attach_queues(&mut self, shared: &Shared) {
-        let any = self.threads.iter().any(|slots| slots.used > 0);
-        for (thread, slots) in self.threads.iter_mut().enumerate() {
-            let wanted = slots.used > 0 || (!any && thread == 0);
-            if slots.attached.replace(wanted) != Some(wanted) {
-                shared.mailboxes[thread].command(Command::Attach(wanted));
-            }
-        }
+        self.places.attach_queues(shared);
     }
 
     /// Forgets source addresses that are no longer the kernel's way to their peer.

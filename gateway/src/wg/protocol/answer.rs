@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use zeroize::Zeroizing;
 
 use crate::drops::DropReason;
+use crate::keys::{self, KEY_LENGTH, PublicKey};
 use crate::wg::device::{ConfigError, Device, Peer};
-use crate::wg::keys::{self, KEY_LENGTH, PublicKey};
 use crate::wg::protocol::line::decimal;
 
 /// What the packet path knows of a peer and the configuration does not.

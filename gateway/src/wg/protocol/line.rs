@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use zeroize::Zeroizing;
 
+use crate::keys::{self, KEY_LENGTH, PresharedKey, PrivateKey, PublicKey};
 use crate::wg::device::{AllowedIp, ConfigError, PeerRequest, Prefix, SetRequest};
-use crate::wg::keys::{self, KEY_LENGTH, PresharedKey, PrivateKey, PublicKey};
 use crate::wg::protocol::ScopeIndex;
 
 /// A request as far as it is read.

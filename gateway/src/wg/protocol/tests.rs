@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::drops::DropReason;
+use crate::keys::{self, PresharedKey, PrivateKey, PublicKey};
 use crate::wg::device::{AllowedIp, Device, PeerRequest, Prefix};
-use crate::wg::keys::{self, PresharedKey, PrivateKey, PublicKey};
 
 const KEY: &str = "0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20";
 

@@ -8,6 +8,10 @@ use chacha20poly1305::ChaCha20Poly1305;
 use chacha20poly1305::aead::{Aead as _, Payload};
 
 use super::*;
+
+fn nobody(_: &PublicKey) -> Option<LinkPlace> {
+    None
+}
 use crate::data::mailbox::{ControlInbox, Mailbox};
 use crate::data::snapshot::Snapshot;
 
@@ -342,7 +346,7 @@ fn a_long_queue_is_load_and_is_worked_off_in_turns() {
             enqueue(&mut screen.waiting, from(1, 1000, &message), &screen.drops);
         }
         let cookies = screen.drops.get(DropReason::HandshakeCookie);
-        screen.work(&Peers::new(1), &shared);
+        screen.work(&shared, nobody);
         let demanded = screen.drops.get(DropReason::HandshakeCookie) - cookies;
         assert_eq!(demanded, if waiting < LOAD { 0 } else { TURN as u64 });
         assert_eq!(screen.waiting.len(), waiting - TURN);
@@ -369,9 +373,9 @@ fn a_passed_message_lies_in_its_threads_mailbox_and_a_full_one_is_counted() {
     let raw = from(1, 1000, &response);
     let room = shared.mailboxes[0].handshakes.capacity();
     for _ in 0..room {
-        assert_eq!(screen.screen(&raw, NOW, &Peers::new(1), &shared), Ok(()));
+        assert_eq!(screen.screen(&raw, NOW, &shared, nobody), Ok(()));
     }
-    let full = screen.screen(&raw, NOW, &Peers::new(1), &shared);
+    let full = screen.screen(&raw, NOW, &shared, nobody);
     assert_eq!(full, Err(DropReason::HandshakeQueueFull));
     let passed = shared.mailboxes[0].handshakes.pop().unwrap();
     assert_eq!(passed.slot, None);
@@ -379,6 +383,6 @@ fn a_passed_message_lies_in_its_threads_mailbox_and_a_full_one_is_counted() {
     response[8..12].copy_from_slice(&0x0000_0100_u32.to_le_bytes());
     sign(&mut response, &public(2));
     let raw = from(1, 1000, &response);
-    let nobody = screen.screen(&raw, NOW, &Peers::new(1), &shared);
-    assert_eq!(nobody, Err(DropReason::UnknownIndex));
+    let unknown = screen.screen(&raw, NOW, &shared, nobody);
+    assert_eq!(unknown, Err(DropReason::UnknownIndex));
 }

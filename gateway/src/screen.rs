@@ -1,6 +1,8 @@
 //! What every handshake message passes before a data thread spends a Diffie-Hellman on it: first
 //! authentication code, cookie and per-source limit under load, whose it is.
 
+mod limiter;
+
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -14,9 +16,6 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, TunnResult};
 use boringtun::x25519;
 
-use super::keys::{self, PublicKey};
-use super::limiter::SourceLimiter;
-use super::peers::Peers;
 use crate::data::index::thread_of;
 use crate::data::link::Endpoint;
 use crate::data::mailbox::{Handshake, RawHandshake, Stray};
@@ -25,6 +24,8 @@ use crate::data::thread::Shared;
 use crate::drops::{DropReason, Drops};
 use crate::io::boottime;
 use crate::io::udp::{Inbox, Mark, Message, Received, Sender, UdpSocket};
+use crate::keys::{self, PublicKey};
+use limiter::SourceLimiter;
 
 /// As in the kernel: handshakes that may wait, and from how many on we are under load.
 const WAITING: usize = 4096;
@@ -132,8 +133,12 @@ impl Screen {
         !self.waiting.is_empty()
     }
 
-    /// Takes what arrived and screens a turn's worth of it.
-    pub(crate) fn work(&mut self, peers: &Peers, shared: &Shared) {
+    /// Takes what arrived and screens a turn's worth of it; `linked` is where a peer's link lives.
+    pub(crate) fn work(
+        &mut self,
+        shared: &Shared,
+        linked: impl Fn(&PublicKey) -> Option<LinkPlace>,
+    ) {
         self.receive(shared);
         while let Some(raw) = shared.control.pop() {
             enqueue(&mut self.waiting, raw, &self.drops);
@@ -149,7 +154,7 @@ impl Screen {
             let Some(raw) = self.waiting.pop_front() else {
                 break;
             };
-            if let Err(reason) = self.screen(&raw, now, peers, shared) {
+            if let Err(reason) = self.screen(&raw, now, shared, &linked) {
                 self.drops.count(reason);
             }
         }
@@ -183,10 +188,10 @@ impl Screen {
         &mut self,
         raw: &RawHandshake,
         now: Duration,
-        peers: &Peers,
         shared: &Shared,
+        linked: impl Fn(&PublicKey) -> Option<LinkPlace>,
     ) -> Result<(), DropReason> {
-        match self.judge(raw, now, |key| peers.linked(key)) {
+        match self.judge(raw, now, linked) {
             Verdict::Passed { slot, thread } => pass_on(raw, slot, thread, shared),
             Verdict::Demanded(cookie) => {
                 self.reply(&raw.from, &cookie);
