@@ -14,6 +14,7 @@ pub mod entry;
 pub mod frame;
 pub mod hello;
 pub mod key;
+pub mod knowledge;
 pub mod ledger;
 pub mod ledger_file;
 pub mod life;

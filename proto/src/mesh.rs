@@ -438,6 +438,14 @@ impl Mesh {
             .map(|held| &held.node)
     }
 
+    /// The same and those that have withdrawn.
+    pub fn members(&self) -> impl Iterator<Item = &Node> {
+        self.register
+            .iter()
+            .filter(|held| matches!(held.place, Place::Present | Place::Withdrawn))
+            .map(|held| &held.node)
+    }
+
     pub fn node(&self, identity: &PublicKey) -> Option<&Node> {
         let held = self.register.get(identity)?;
         (held.place == Place::Present).then_some(&held.node)

@@ -3,6 +3,7 @@
 mod bits;
 mod chain;
 mod fork;
+mod knowledge;
 mod order;
 mod scene;
 mod shown;
