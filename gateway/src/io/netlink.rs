@@ -205,6 +205,82 @@ fn parse(bytes: &[u8], event: &mut impl FnMut(KernelEvent)) {
     }
 }
 
+/// An interface of this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    pub index: u32,
+    /// What its owner wrote beside it.
+    pub alias: Option<Vec<u8>>,
+}
+
+impl Interface {
+    pub fn find(name: &str) -> io::Result<Option<Interface>> {
+        let index = match nix::net::if_::if_nametoindex(name) {
+            Ok(index) => index,
+            Err(nix::Error::ENODEV) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let mut body = vec![0; 16];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let alias = match request(libc::RTM_GETLINK, &body) {
+            Ok(answer) => messages(&answer)
+                .find(|(kind, _)| *kind == libc::RTM_NEWLINK)
+                .and_then(|(_, body)| attribute(body.get(16..)?, libc::IFLA_IFALIAS))
+                .map(|alias| alias.split(|byte| *byte == 0).next().unwrap_or_default())
+                .map(<[u8]>::to_vec),
+            // It went in between.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Interface { index, alias }))
+    }
+}
+
+/// Writes a name beside an interface.
+pub(super) fn set_alias(index: u32, alias: &str) -> io::Result<()> {
+    set_link(index, |body| {
+        put_attribute(body, libc::IFLA_IFALIAS, alias.as_bytes());
+    })
+}
+
+/// Lets the kernel give an interface no IPv6 address of its own making.
+pub(super) fn set_no_link_local(index: u32) -> io::Result<()> {
+    const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+    const NONE: u8 = 1;
+    let (mut mode, mut family) = (Vec::new(), Vec::new());
+    put_attribute(&mut mode, IFLA_INET6_ADDR_GEN_MODE, &[NONE]);
+    put_attribute(&mut family, libc::AF_INET6 as u16, &mode);
+    set_link(index, |body| {
+        put_attribute(body, libc::IFLA_AF_SPEC, &family);
+    })
+}
+
+fn set_link(index: u32, attributes: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+    let mut body = vec![0; 16];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    attributes(&mut body);
+    request(libc::RTM_SETLINK, &body).map(drop)
+}
+
+/// Asks once and returns the answer; a refusal is the error.
+fn request(kind: u16, body: &[u8]) -> io::Result<Vec<u8>> {
+    let fd = route_socket(SockFlag::empty(), 0)?;
+    let mut asked = message(kind, body);
+    let flags = libc::NLM_F_REQUEST as u16 | libc::NLM_F_ACK as u16;
+    asked[6..8].copy_from_slice(&flags.to_ne_bytes());
+    send(fd.as_raw_fd(), &asked, MsgFlags::empty())?;
+    let mut answer = vec![0; 32 << 10];
+    let len = recv(fd.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    answer.truncate(len);
+    for (kind, body) in messages(&answer) {
+        let code = u32_at(body, 0).map_or(0, u32::cast_signed);
+        if kind == libc::NLMSG_ERROR as u16 && code != 0 {
+            return Err(io::Error::from_raw_os_error(-code));
+        }
+    }
+    Ok(answer)
+}
+
 /// Asks the kernel which way packets go.
 #[derive(Debug)]
 pub struct RouteQuery {

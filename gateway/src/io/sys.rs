@@ -36,6 +36,7 @@ pub fn boottime() -> Duration {
 // ---- TUN ------------------------------------------------------------------------------------
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
@@ -81,6 +82,12 @@ pub(crate) fn tun_set_offload(fd: BorrowedFd<'_>, flags: libc::c_uint) -> io::Re
 pub(crate) fn tun_set_vnet_header_size(fd: BorrowedFd<'_>, size: libc::c_int) -> io::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) }).map(drop)
+}
+
+/// Lets a TUN outlive the processes that hold it.
+pub(crate) fn tun_set_persistent(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes its argument by value.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETPERSIST, 1 as libc::c_ulong) }).map(drop)
 }
 
 /// The network namespace that a TUN is in now.
@@ -145,6 +152,31 @@ pub(crate) fn interface_set(
     body.ifr_ifru.ifru_mtu = value;
     // SAFETY: both requests read one ifreq, which outlives the call.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut body) }).map(drop)
+}
+
+/// Brings an interface up; the rest of its flags stay as they are.
+pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let mut request = interface_request(name)?;
+    // SAFETY: SIOCGIFFLAGS reads and writes one ifreq, which outlives the call.
+    check(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCGIFFLAGS as _,
+            &raw mut request,
+        )
+    })?;
+    // SAFETY: the call filled this field, and any bytes are valid for it.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which outlives the call.
+    check(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw mut request,
+        )
+    })
+    .map(drop)
 }
 
 // ---- sockets --------------------------------------------------------------------------------

@@ -1,11 +1,16 @@
 //! The TUN: made exclusively, with as many queues as there are data threads and every offload
-//! that the kernel grants.
+//! that the kernel grants; or, for the mesh, kept by the kernel and taken over again.
+
+mod lock;
+
+pub use lock::TunLock;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use super::netlink::{self, Interface};
 use super::{Offload, sys};
 
 const IFF_TUN_EXCL: i32 = 0x8000;
@@ -22,6 +27,11 @@ const TUN_F_USO6: u32 = 0x40;
 const QUEUE_LENGTH: i32 = 1000;
 /// What `ip link add type wireguard` and every other user-space WireGuard set.
 const DEFAULT_MTU: i32 = 1420;
+/// The most a TUN has: what a path carries is seen to by the packet path, packet by packet.
+const MESH_MTU: i32 = 65535;
+
+/// What `ip link` shows beside an interface of the mesh: how we know our own again.
+pub const ALIAS: &str = "causeway";
 
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
@@ -35,6 +45,14 @@ pub enum TunError {
     Taken(String),
     #[error("interface {0} cannot be made without privilege; run as root or with CAP_NET_ADMIN")]
     Privilege(String),
+    #[error(
+        "interface {name} is in use by {holder}; stop that, or give this gateway another interface with --tun"
+    )]
+    Held { name: String, holder: String },
+    #[error(
+        "interface {0} is there already and is not Causeway's; choose another name with --tun, or delete it with: ip link delete {0}"
+    )]
+    Foreign(String),
     #[error("interface name {0:?} is not valid: 1 to 15 bytes, no '/', no white space")]
     Name(String),
     #[error("interface {name} cannot be made ({step}): {error}")]
@@ -53,6 +71,8 @@ pub struct Tun {
     pub queues: Vec<TunQueue>,
     /// Whether the kernel hands us UDP superpackets; what it takes from us is found out by writing.
     pub uso: bool,
+    /// Of an interface that was taken over: to be kept as long as the interface is used.
+    pub lock: Option<TunLock>,
 }
 
 /// One queue of a TUN, non-blocking.
@@ -66,48 +86,103 @@ impl Tun {
     /// Makes the interface `name` with `queues` queues. Offloads in `without` are left alone.
     pub fn create(name: &str, queues: usize, without: &[Offload]) -> Result<Tun, TunError> {
         let multi = queues > 1 && !without.contains(&Offload::MultiQueue);
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        let flags = if multi {
-            flags | libc::IFF_MULTI_QUEUE
-        } else {
-            flags
-        };
         let first = open()?;
-        sys::tun_set_interface(first.as_fd(), name, flags | IFF_TUN_EXCL)
+        sys::tun_set_interface(first.as_fd(), name, flags(multi) | IFF_TUN_EXCL)
             .map_err(|error| refused(name, error))?;
-        let failed = |step| {
-            move |error| TunError::Kernel {
-                name: name.to_owned(),
-                step,
-                error,
-            }
-        };
+        let mut tun = Tun::with_first(name, first)?;
+        if multi {
+            tun.add_queues(queues)?;
+        }
+        tun.probe_offloads(without)
+            .map_err(failed(name, "set the packet header"))?;
+        tun.set_attributes(DEFAULT_MTU)
+            .map_err(failed(name, "set the MTU"))?;
+        Ok(tun)
+    }
 
-        let mut tun = Tun {
+    /// Makes the interface `name`, or takes over the one that a former process of ours left, routes
+    /// and addresses with it. It stays when we end, however we end. Nobody else gets it meanwhile.
+    pub fn take_over(name: &str, queues: usize, without: &[Offload]) -> Result<Tun, TunError> {
+        Tun::take_over_under(TunLock::take(name)?, queues, without)
+    }
+
+    /// The same for a process that has the lock already: it makes an interface again that was deleted.
+    pub fn take_over_under(
+        lock: TunLock,
+        queues: usize,
+        without: &[Offload],
+    ) -> Result<Tun, TunError> {
+        let name = lock.name();
+        let found = Interface::find(name).map_err(failed(name, "look it up"))?;
+        if found.as_ref().is_some_and(|found| !is_ours(found)) {
+            return Err(TunError::Foreign(name.to_owned()));
+        }
+        let (first, multi) = attach(name, found.is_some(), without)?;
+        let mut tun = Tun::with_first(name, first)?;
+        if found.is_some_and(|found| found.index != tun.index) {
+            return Err(TunError::Foreign(name.to_owned()));
+        }
+        if multi {
+            let wanted = if without.contains(&Offload::MultiQueue) {
+                1
+            } else {
+                queues
+            };
+            tun.add_queues(wanted)?;
+        } else if queues > 1 && !without.contains(&Offload::MultiQueue) {
+            tracing::warn!(
+                interface = name,
+                "made with one queue, so one thread moves its packets; for more, stop this gateway and run: ip link delete {name}"
+            );
+        }
+        tun.probe_offloads(without)
+            .map_err(failed(name, "set the packet header"))?;
+        tun.set_attributes(MESH_MTU)
+            .map_err(failed(name, "set the MTU"))?;
+        tun.keep().map_err(failed(name, "make it stay"))?;
+        tun.lock = Some(lock);
+        Ok(tun)
+    }
+
+    fn with_first(name: &str, first: File) -> Result<Tun, TunError> {
+        Ok(Tun {
             name: name.to_owned(),
             index: nix::net::if_::if_nametoindex(name)
-                .map_err(|errno| failed("find its index")(errno.into()))?,
+                .map_err(|errno| failed(name, "find its index")(errno.into()))?,
             queues: vec![TunQueue {
                 file: first,
                 attached: true,
             }],
             uso: false,
-        };
-        if multi {
-            for _ in 1..queues {
-                let file = open()?;
-                // Joining must not ask for exclusiveness: the device exists now, and is ours.
-                sys::tun_set_interface(file.as_fd(), name, flags).map_err(failed("add a queue"))?;
-                tun.queues.push(TunQueue {
-                    file,
-                    attached: true,
-                });
-            }
+            lock: None,
+        })
+    }
+
+    /// Joins until there are `wanted` queues.
+    fn add_queues(&mut self, wanted: usize) -> Result<(), TunError> {
+        while self.queues.len() < wanted {
+            let file = open()?;
+            // Joining must not ask for exclusiveness: the device exists now, and is ours.
+            sys::tun_set_interface(file.as_fd(), &self.name, flags(true))
+                .map_err(failed(&self.name, "add a queue"))?;
+            self.queues.push(TunQueue {
+                file,
+                attached: true,
+            });
         }
-        tun.probe_offloads(without)
-            .map_err(failed("set the packet header"))?;
-        tun.set_attributes().map_err(failed("set the MTU"))?;
-        Ok(tun)
+        Ok(())
+    }
+
+    /// Up and ours for good. The alias comes first: what stays must be known as ours.
+    fn keep(&self) -> io::Result<()> {
+        netlink::set_alias(self.index, ALIAS)?;
+        // The link-local address would only make the kernel send its own packets into the mesh.
+        if let Err(error) = netlink::set_no_link_local(self.index) {
+            tracing::debug!(interface = self.name, %error, "IPv6 address generation left as it is");
+        }
+        sys::tun_set_persistent(self.queues[0].as_fd())?;
+        let socket = super::udp::any_socket()?;
+        sys::interface_up(socket.as_fd(), &self.name)
     }
 
     /// Asks for the most and takes what the kernel grants.
@@ -143,20 +218,72 @@ impl Tun {
         Ok(())
     }
 
-    fn set_attributes(&self) -> io::Result<()> {
+    fn set_attributes(&self, mtu: i32) -> io::Result<()> {
         let socket = super::udp::any_socket()?;
-        sys::interface_set(
-            socket.as_fd(),
-            &self.name,
-            libc::SIOCSIFMTU as _,
-            DEFAULT_MTU,
-        )?;
+        sys::interface_set(socket.as_fd(), &self.name, libc::SIOCSIFMTU as _, mtu)?;
         // Wants privilege over the whole machine, which a rootless container lacks: only speed is lost.
         let length = libc::SIOCSIFTXQLEN as _;
         if let Err(error) = sys::interface_set(socket.as_fd(), &self.name, length, QUEUE_LENGTH) {
             tracing::info!(interface = self.name, %error, "queue length left as it is");
         }
         Ok(())
+    }
+}
+
+fn flags(multi: bool) -> i32 {
+    let plain = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if multi {
+        plain | libc::IFF_MULTI_QUEUE
+    } else {
+        plain
+    }
+}
+
+fn is_ours(found: &Interface) -> bool {
+    found.alias.as_deref() == Some(ALIAS.as_bytes())
+}
+
+/// The first queue, and whether there may be more. An interface keeps for life whether it may have
+/// several, so one that stays is made for several: the next process may have another number.
+fn attach(name: &str, exists: bool, without: &[Offload]) -> Result<(File, bool), TunError> {
+    let wish = !without.contains(&Offload::MultiQueue);
+    let first = open()?;
+    let excl = if exists { 0 } else { IFF_TUN_EXCL };
+    let Err(error) = sys::tun_set_interface(first.as_fd(), name, flags(wish) | excl) else {
+        return Ok((first, wish));
+    };
+    match error.raw_os_error() {
+        Some(libc::EINVAL) if exists => {
+            sys::tun_set_interface(first.as_fd(), name, flags(!wish)).map_err(|error| {
+                match error.raw_os_error() {
+                    // Neither way: no TUN, whatever its alias says.
+                    Some(libc::EINVAL) => TunError::Foreign(name.to_owned()),
+                    _ => refused_ours(name, error),
+                }
+            })?;
+            Ok((first, !wish))
+        }
+        _ if exists => Err(refused_ours(name, error)),
+        _ => Err(refused(name, error)),
+    }
+}
+
+/// Ours, and yet not to be had.
+fn refused_ours(name: &str, error: io::Error) -> TunError {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => TunError::Held {
+            name: name.to_owned(),
+            holder: "a process that has it open".to_owned(),
+        },
+        _ => refused(name, error),
+    }
+}
+
+fn failed<'a>(name: &'a str, step: &'static str) -> impl FnOnce(io::Error) -> TunError + use<'a> {
+    move |error| TunError::Kernel {
+        name: name.to_owned(),
+        step,
+        error,
     }
 }
 

@@ -37,43 +37,88 @@ pub struct SocketGroup {
     pub steered: bool,
 }
 
+/// What our datagrams do on paths that they are too big for. Either way what ICMP says of the path
+/// is ignored: anyone can forge it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathMtu {
+    /// They are cut by whoever must: DF is off, and what is larger than the interface goes in pieces.
+    Omit,
+    /// They are lost: DF is on, so that a probe that arrives has shown what the path carries.
+    Probe,
+}
+
 #[derive(Debug, thiserror::Error)]
-#[error("UDP port {port} cannot be opened ({step}): {error}{}", hint(.error))]
+#[error("UDP {} cannot be opened ({step}): {error}{}", place(.listen), hint(.error))]
 pub struct SocketError {
-    pub port: u16,
+    pub listen: SocketAddr,
     step: &'static str,
     pub error: io::Error,
+}
+
+fn place(listen: &SocketAddr) -> String {
+    if *listen == any(listen.port()) {
+        format!("port {}", listen.port())
+    } else {
+        format!("address {listen}")
+    }
+}
+
+/// Every address of both families.
+fn any(port: u16) -> SocketAddr {
+    (Ipv6Addr::UNSPECIFIED, port).into()
 }
 
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EADDRINUSE) => "; another process has it, see: ss -lunp",
+        Some(libc::EADDRNOTAVAIL) => "; no interface has that address, see: ip address",
+        Some(libc::EAFNOSUPPORT) => "; this system has IPv6 switched off",
         Some(libc::EPERM | libc::EACCES) => "; run as root or with CAP_NET_ADMIN",
         _ => "",
     }
 }
 
 impl SocketGroup {
-    /// Binds `threads` data sockets and the control socket to `port` (0: any free one).
+    /// Binds `threads` data sockets and the control socket to `port` (0: any free one) as `causeway
+    /// wg` wants them: on all addresses, and their datagrams may be cut on the way.
     pub fn bind(
         port: u16,
         threads: usize,
         fwmark: u32,
         without: &[Offload],
     ) -> Result<SocketGroup, SocketError> {
-        let failed = |step| move |error| SocketError { port, step, error };
-        let first = UdpSocket::open(without).map_err(failed("socket"))?;
+        SocketGroup::bind_to(any(port), threads, fwmark, PathMtu::Omit, without)
+    }
+
+    /// The same on one address. `[::]` is all addresses of both families, `0.0.0.0` all of IPv4.
+    pub fn bind_to(
+        listen: SocketAddr,
+        threads: usize,
+        fwmark: u32,
+        path_mtu: PathMtu,
+        without: &[Offload],
+    ) -> Result<SocketGroup, SocketError> {
+        let failed = |step| {
+            move |error| SocketError {
+                listen,
+                step,
+                error,
+            }
+        };
+        let open = || UdpSocket::open(listen, path_mtu, without).map_err(failed("socket"));
+        let first = open()?;
         // The first binds alone, so that a port someone else holds is an error even if he would share it.
-        first.bind(port).map_err(failed("bind"))?;
+        first.bind(listen).map_err(failed("bind"))?;
         let port = sys::local_address(first.as_fd())
             .map_err(failed("read back"))?
             .port();
         let mut sockets = vec![first];
         sockets[0].share().map_err(failed("share"))?;
         for _ in 0..threads {
-            let next = UdpSocket::open(without).map_err(failed("socket"))?;
+            let next = open()?;
             next.share().map_err(failed("share"))?;
-            next.bind(port).map_err(failed("bind"))?;
+            next.bind(SocketAddr::new(listen.ip(), port))
+                .map_err(failed("bind"))?;
             sockets.push(next);
         }
         for socket in &sockets {
@@ -115,6 +160,15 @@ fn steering(threads: u32) -> [libc::sock_filter; 6] {
     ]
 }
 
+const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
+
+/// A socket of IPv6 that takes IPv4 too.
+fn open_dual() -> io::Result<OwnedFd> {
+    let fd = socket(AddressFamily::Inet6, SockType::Datagram, FLAGS, None)?;
+    sys::set_option(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)?;
+    Ok(fd)
+}
+
 /// Any datagram socket, for interface requests.
 pub(crate) fn any_socket() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC;
@@ -127,42 +181,41 @@ impl UdpSocket {
     /// A socket without a port, for links that tests and fuzz targets try without a network: to a
     /// link the interface is up, and nothing arrives.
     pub fn unbound() -> io::Result<UdpSocket> {
-        UdpSocket::open(&[])
+        UdpSocket::open(any(0), PathMtu::Omit, &[])
     }
 
-    fn open(without: &[Offload]) -> io::Result<UdpSocket> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (fd, dual) = match socket(AddressFamily::Inet6, SockType::Datagram, flags, None) {
-            Ok(fd)
-                if sys::set_option(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0)
-                    .is_ok() =>
-            {
-                (fd, true)
-            }
+    fn open(listen: SocketAddr, path_mtu: PathMtu, without: &[Offload]) -> io::Result<UdpSocket> {
+        let (fd, dual) = match open_dual() {
+            Ok(fd) if listen.is_ipv6() => (fd, true),
+            // One address of IPv6 cannot be had without it, all addresses can.
+            Err(error) if listen.is_ipv6() && !listen.ip().is_unspecified() => return Err(error),
             _ => (
-                socket(AddressFamily::Inet, SockType::Datagram, flags, None)?,
+                socket(AddressFamily::Inet, SockType::Datagram, FLAGS, None)?,
                 false,
             ),
         };
         let opened = UdpSocket { fd, dual };
-        opened.set_options(without)?;
+        opened.set_options(path_mtu, without)?;
         Ok(opened)
     }
 
-    fn set_options(&self, without: &[Offload]) -> io::Result<()> {
+    fn set_options(&self, path_mtu: PathMtu, without: &[Offload]) -> io::Result<()> {
         let fd = self.fd.as_fd();
         let set = |level, name, value| sys::set_option(fd, level, name, value);
-        // Any ICMP "too big" is ignored: a forged one must not shrink the path. DF stays off.
-        const PMTUDISC_OMIT: i32 = 5;
+        // IP_PMTUDISC_OMIT and IP_PMTUDISC_PROBE; those of IPv6 have the same numbers.
+        let discover = match path_mtu {
+            PathMtu::Omit => 5,
+            PathMtu::Probe => 3,
+        };
         if self.dual {
             set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
             set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
-            set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, PMTUDISC_OMIT)?;
+            set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
         } else {
             set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
         }
         set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
-        set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, PMTUDISC_OMIT)?;
+        set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
         for (forced, plain, size) in [
             (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER),
             (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER),
@@ -183,11 +236,11 @@ impl UdpSocket {
         sys::set_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)
     }
 
-    fn bind(&self, port: u16) -> io::Result<()> {
-        let address: SocketAddr = if self.dual {
-            (Ipv6Addr::UNSPECIFIED, port).into()
+    fn bind(&self, listen: SocketAddr) -> io::Result<()> {
+        let address = if listen.is_ipv6() && !self.dual {
+            (Ipv4Addr::UNSPECIFIED, listen.port()).into()
         } else {
-            (Ipv4Addr::UNSPECIFIED, port).into()
+            listen
         };
         sys::bind(self.fd.as_fd(), address, self.dual)
     }
