@@ -18,6 +18,7 @@ mod visitor;
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::control::Handover;
 use proto::entry::Role;
 use proto::mesh::Mesh;
 use proto::record::Presence;
@@ -28,20 +29,24 @@ use tokio::task::JoinHandle;
 use crate::journal::JournalError;
 use crate::state::{LocalNode, StateDir, StateError};
 use cache_file::CacheFile;
-use driver::Driver;
+use driver::{Driver, Inputs};
 use keeper::Start;
 use register::Register;
 
 pub use crate::stores::StoreName;
 pub use refused::{Cause, Item, Refused};
-pub use view::{BrokerState, Peer, Problem, StoreView, View};
+pub use view::{BrokerState, Peer, Problem, ReflectorSession, StoreView, View};
 
 /// Commands that wait; each is quickly done.
 const MAX_COMMANDS: usize = 16;
+/// Handovers that wait, each of 4 MiB at most; what finds no room is offered again.
+const MAX_HANDOVERS: usize = 4;
 
 pub struct Options {
     pub role: Role,
     pub timing: Timing,
+    /// For the connections to brokers, so that a gateway's own route table leaves them alone.
+    pub fwmark: Option<u32>,
 }
 
 /// How long things may take. The defaults are for use; tests shorten them.
@@ -95,7 +100,9 @@ pub enum FollowError {
 pub struct Handle {
     node: Arc<LocalNode>,
     view: watch::Receiver<Arc<View>>,
+    reflector: watch::Receiver<Option<ReflectorSession>>,
     commands: mpsc::Sender<Command>,
+    handovers: mpsc::Sender<Handover>,
     task: JoinHandle<()>,
 }
 
@@ -122,7 +129,12 @@ pub fn start(state: &StateDir, options: Options) -> Result<Handle, FollowError> 
     let damaged = content.load(&mut register, crate::now());
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(FollowError::Random)?;
-    let (commands, waiting) = mpsc::channel(MAX_COMMANDS);
+    let (commands, commanded) = mpsc::channel(MAX_COMMANDS);
+    let (handovers, handed) = mpsc::channel(MAX_HANDOVERS);
+    let inputs = Inputs {
+        commands: commanded,
+        handovers: handed,
+    };
     let start = Start {
         local: node.clone(),
         role: options.role,
@@ -130,15 +142,17 @@ pub fn start(state: &StateDir, options: Options) -> Result<Handle, FollowError> 
         cache,
         damaged,
     };
-    let (driver, view) = Driver::new(start, options.timing, u64::from_le_bytes(seed), waiting);
+    let (driver, outputs) = Driver::new(start, &options, u64::from_le_bytes(seed), inputs);
     let task = tokio::spawn(async move {
         driver.run().await;
         drop(lock);
     });
     Ok(Handle {
         node,
-        view,
+        view: outputs.view,
+        reflector: outputs.reflector,
         commands,
+        handovers,
         task,
     })
 }
@@ -146,6 +160,23 @@ pub fn start(state: &StateDir, options: Options) -> Result<Handle, FollowError> 
 impl Handle {
     pub fn node(&self) -> &LocalNode {
         &self.node
+    }
+
+    /// The same, to be shared with what outlives a borrow.
+    pub fn local(&self) -> Arc<LocalNode> {
+        self.node.clone()
+    }
+
+    /// What another gateway has handed over: verified, made durable and shown like a broker's word,
+    /// and told to brokers that lack it. `false` if so much waits that it was dropped.
+    pub fn hand_in(&self, handover: Handover) -> bool {
+        self.handovers.try_send(handover).is_ok()
+    }
+
+    /// Leave to ask a broker for this node's outer address; `None` while none gives it. For
+    /// gateways only.
+    pub fn reflector(&self) -> watch::Receiver<Option<ReflectorSession>> {
+        self.reflector.clone()
     }
 
     /// The latest view; it is there at once, from the cache.

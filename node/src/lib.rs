@@ -14,6 +14,7 @@ pub mod join;
 pub mod journal;
 pub mod leave;
 mod login;
+mod mark;
 pub mod refusal;
 pub mod session;
 pub mod state;

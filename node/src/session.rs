@@ -6,6 +6,7 @@ mod error;
 mod lists;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use proto::codec;
@@ -42,11 +43,19 @@ pub struct Session {
     number: u32,
     early: VecDeque<Push>,
     welcome: Welcome,
+    /// Of the broker: the one it was reached at first, then others of its name.
+    reached: Vec<SocketAddr>,
 }
 
 impl Session {
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Where the broker serves on another port.
+    pub fn addresses_at(&self, port: u16) -> Vec<SocketAddr> {
+        let at = |address: &SocketAddr| SocketAddr::new(address.ip(), port);
+        self.reached.iter().map(at).collect()
     }
 
     pub fn welcome(&self) -> Welcome {

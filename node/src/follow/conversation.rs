@@ -3,17 +3,17 @@
 
 use std::collections::VecDeque;
 
-use proto::entry::SignedEntry;
+use proto::entry::{Role, SignedEntry};
 use proto::key::{Hash, PublicKey};
 use proto::ledger::Ledger;
-use proto::message::{Answer, Push, Refusal, Reply, Request};
+use proto::message::{Answer, Push, Reflector, Refusal, Reply, Request};
 use proto::record::Member;
 use proto::token::TokenBroker;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::Timing;
 use super::keeper::Keeper;
-use super::view::Problem;
+use super::view::{Problem, ReflectorSession};
 use super::visitor::{End, Visitor};
 use crate::contacts::contacts;
 use crate::login::log_in;
@@ -42,6 +42,8 @@ pub(super) struct Talk {
     /// When to hand it what it lacks, and the request that does and has no answer yet.
     hand_at: Option<Instant>,
     handed: Option<u32>,
+    /// Has asked for the reflector, and has no answer yet.
+    reflect: Option<u32>,
 }
 
 impl Visitor {
@@ -52,16 +54,21 @@ impl Visitor {
         }
         let mut keeper = self.shared.keeper.lock().await;
         keeper.handle_connected(self.store, &broker.address);
+        let is_gateway = keeper.role() == Role::Gateway;
         drop(keeper);
         tracing::info!(
             broker = broker.address,
             store = %self.store,
             "in touch with a broker"
         );
-        let end = self.go_on(&mut talk).await;
+        let end = match self.ask_reflector(&mut talk, is_gateway).await {
+            Ok(()) => self.go_on(&mut talk).await,
+            Err(end) => end,
+        };
         let mut keeper = self.shared.keeper.lock().await;
         keeper.count_reachable().await;
         keeper.register.handle_lost(self.store);
+        keeper.handle_reflector(self.store, None);
         drop(keeper);
         if matches!(end, End::Stopped | End::Relist | End::Elsewhere) {
             talk.session.close().await;
@@ -146,6 +153,42 @@ impl Visitor {
         }
     }
 
+    async fn ask_reflector(&self, talk: &mut Talk, is_gateway: bool) -> Result<(), End> {
+        if is_gateway {
+            talk.reflect = Some(talk.session.send(Request::Reflect).await?);
+        }
+        Ok(())
+    }
+
+    async fn handle_reflector(&self, talk: &Talk, reply: Reply) -> Result<(), End> {
+        match reply {
+            Reply::Reflector(Reflector { session, key, port }) => {
+                let session = ReflectorSession {
+                    session,
+                    key,
+                    addresses: talk.session.addresses_at(port),
+                };
+                let mut keeper = self.shared.keeper.lock().await;
+                keeper.handle_reflector(self.store, Some(session));
+                Ok(())
+            }
+            Reply::Refused(refusal) => {
+                let failure = talk.failure(Why::Refused(refusal));
+                tracing::debug!("no reflector: {failure}");
+                Ok(())
+            }
+            Reply::Enrolled { .. }
+            | Reply::Authenticated { .. }
+            | Reply::Published { .. }
+            | Reply::Watching
+            | Reply::Ledger { .. }
+            | Reply::LedgerTaken { .. }
+            | Reply::Nodes(_)
+            | Reply::Uses(_)
+            | Reply::Pong => Err(talk.failed(Why::OutOfOrder)),
+        }
+    }
+
     async fn go_on(&mut self, talk: &mut Talk) -> End {
         loop {
             let due = talk.due(&self.shared.timing, self.relist_at);
@@ -227,6 +270,10 @@ impl Visitor {
             } else {
                 Err(talk.failed(Why::OutOfOrder))
             };
+        }
+        if talk.reflect == Some(number) {
+            talk.reflect = None;
+            return self.handle_reflector(talk, reply).await;
         }
         if talk.handed == Some(number) {
             talk.handed = None;
@@ -457,6 +504,7 @@ impl Talk {
             heads: Vec::new(),
             hand_at: None,
             handed: None,
+            reflect: None,
         }
     }
 

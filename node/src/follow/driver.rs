@@ -8,9 +8,13 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Duration, Instant, sleep_until};
 
+use proto::control::Handover;
+
 use super::keeper::{Keeper, News, Start};
+use super::register::Handed;
+use super::view::ReflectorSession;
 use super::visitor::{Shared, Visitor};
-use super::{Command, Timing, View};
+use super::{Command, Options, View};
 use crate::back_off::Chance;
 use crate::stores::StoreName;
 
@@ -20,6 +24,8 @@ const COUNTED: Duration = Duration::from_secs(600);
 pub(super) struct Driver {
     shared: Shared,
     commands: mpsc::Receiver<Command>,
+    handovers: mpsc::Receiver<Handover>,
+    handed: Handed,
     news: watch::Sender<News>,
     chance: Chance,
     visitors: JoinSet<StoreName>,
@@ -27,31 +33,49 @@ pub(super) struct Driver {
     visited: BTreeSet<StoreName>,
 }
 
+/// What the handle sends.
+pub(super) struct Inputs {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) handovers: mpsc::Receiver<Handover>,
+}
+
+/// And what it shows.
+pub(super) struct Outputs {
+    pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) reflector: watch::Receiver<Option<ReflectorSession>>,
+}
+
 impl Driver {
     pub(super) fn new(
         start: Start,
-        timing: Timing,
+        options: &Options,
         seed: u64,
-        commands: mpsc::Receiver<Command>,
-    ) -> (Driver, watch::Receiver<Arc<View>>) {
+        inputs: Inputs,
+    ) -> (Driver, Outputs) {
         let news = watch::Sender::new(News::default());
         let local = start.local.clone();
         let keeper = Keeper::new(start, news.clone());
-        let view = keeper.view();
+        let outputs = Outputs {
+            view: keeper.view(),
+            reflector: keeper.reflector(),
+        };
         let shared = Shared {
             keeper: Arc::new(Mutex::new(keeper)),
             local,
-            timing,
+            timing: options.timing,
+            fwmark: options.fwmark,
         };
         let driver = Driver {
             shared,
-            commands,
+            commands: inputs.commands,
+            handovers: inputs.handovers,
+            handed: Handed::new(Handover::default()),
             news,
             chance: Chance::new(seed),
             visitors: JoinSet::new(),
             visited: BTreeSet::new(),
         };
-        (driver, view)
+        (driver, outputs)
     }
 
     pub(super) async fn run(mut self) {
@@ -67,6 +91,15 @@ impl Driver {
                     Some(Command::Stop) | None => break,
                 },
                 Some(ended) = self.visitors.join_next() => self.handle_ended(ended),
+                Some(handover) = self.handovers.recv(), if self.handed.is_done() => {
+                    self.handed = Handed::new(handover);
+                }
+                // Piece by piece, so that nothing else waits for a large one.
+                () = std::future::ready(()), if !self.handed.is_done() => {
+                    let mut keeper = self.shared.keeper.lock().await;
+                    let again = self.shared.timing.republish;
+                    keeper.handle_handed(&mut self.handed, again).await;
+                }
                 // The ledger may know other brokers now. We have a sender ourselves.
                 _changed = news.changed() => {}
                 () = sleep_until(count_at) => {

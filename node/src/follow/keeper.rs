@@ -8,11 +8,11 @@ use proto::entry::Role;
 use proto::ledger::Standing;
 use proto::record::Presence;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 use super::cache_file::CacheFile;
-use super::register::{Register, Wanted};
-use super::view::{BrokerState, Problem, StoreView, View};
+use super::register::{Handed, Register, Wanted};
+use super::view::{BrokerState, Problem, ReflectorSession, StoreView, View};
 use crate::state::LocalNode;
 use crate::stores::{StoreName, stores};
 
@@ -31,6 +31,8 @@ pub(super) struct Keeper {
     /// Up to when the time that stores could be reached has been counted.
     counted: Instant,
     view: watch::Sender<Arc<View>>,
+    reflectors: BTreeMap<StoreName, ReflectorSession>,
+    reflector: watch::Sender<Option<ReflectorSession>>,
     news: watch::Sender<News>,
 }
 
@@ -67,6 +69,8 @@ impl Keeper {
         let mut keeper = Keeper {
             // Replaced at once: a channel needs a value, and the value needs all the rest.
             view: watch::Sender::new(Arc::new(View::empty(&start.local))),
+            reflectors: BTreeMap::new(),
+            reflector: watch::Sender::new(None),
             local: start.local,
             role: start.role,
             register: start.register,
@@ -86,6 +90,45 @@ impl Keeper {
 
     pub(super) fn view(&self) -> watch::Receiver<Arc<View>> {
         self.view.subscribe()
+    }
+
+    pub(super) fn reflector(&self) -> watch::Receiver<Option<ReflectorSession>> {
+        self.reflector.subscribe()
+    }
+
+    /// A broker of this store tells outer addresses, or no longer does. One serves; it is left only
+    /// when it is lost.
+    pub(super) fn handle_reflector(&mut self, store: StoreName, session: Option<ReflectorSession>) {
+        match session {
+            Some(session) => self.reflectors.insert(store, session),
+            None => self.reflectors.remove(&store),
+        };
+        self.reflector.send_if_modified(|shown| {
+            let stays = shown
+                .as_ref()
+                .filter(|shown| self.reflectors.values().any(|known| known == *shown));
+            let next = stays.or_else(|| self.reflectors.values().next()).cloned();
+            let changed = *shown != next;
+            *shown = next;
+            changed
+        });
+    }
+
+    /// What other gateways know; as much of it as others may wait for.
+    pub(super) async fn handle_handed(&mut self, handed: &mut Handed, again: Duration) {
+        self.register.handle_handed(handed, crate::now());
+        self.keep().await;
+        let now = Instant::now();
+        let may_raise = self.raised.is_none_or(|raised| raised + again <= now);
+        if self.register.own.is_behind() && may_raise {
+            self.raised = Some(now);
+            self.sign().await;
+        }
+        self.show();
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.role
     }
 
     /// Of all brokers of token and ledger.
@@ -206,6 +249,7 @@ impl Keeper {
             prefixes: shown.prefixes,
             brokers: shown.brokers,
             heads: shown.heads,
+            knowledge: shown.knowledge,
             broker,
             stores,
             last_sync: self.register.last_sync,

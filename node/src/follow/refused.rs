@@ -79,13 +79,32 @@ impl Refused {
         self.latest.iter()
     }
 
-    pub(super) fn add(&mut self, item: Item) {
-        let count = self.counts.entry(item.cause).or_default();
+    /// Of another gateway, which is believed nothing and can be had by anybody who has taken one:
+    /// no reason to look up.
+    pub(super) fn count_quietly(&mut self, item: Item) {
+        let count = self.count_one(item.cause);
+        if count.is_power_of_two() {
+            tracing::debug!(cause = %item.cause, from = item.from, count, "not taken: {}", item.what);
+        }
+        self.keep(item);
+    }
+
+    fn count_one(&mut self, cause: Cause) -> u64 {
+        let count = self.counts.entry(cause).or_default();
         *count += 1;
+        *count
+    }
+
+    pub(super) fn add(&mut self, item: Item) {
+        let count = self.count_one(item.cause);
         // The first of a cause, then ever fewer: a hostile broker must not fill the log.
         if count.is_power_of_two() {
             tracing::warn!(cause = %item.cause, from = item.from, count, "not taken: {}", item.what);
         }
+        self.keep(item);
+    }
+
+    fn keep(&mut self, item: Item) {
         if self.latest.len() >= MAX_LATEST {
             self.latest.pop_front();
         }

@@ -1,6 +1,7 @@
 //! What a follower has taken, and what of it has still to be made durable. Pure: it is told what
 //! was received and when, and hands out lines for the cache.
 
+mod gossip;
 mod listing;
 mod own;
 mod shown;
@@ -25,6 +26,7 @@ use super::refused::Item;
 use super::{Cause, Refused};
 use crate::cache::Line;
 use crate::stores::StoreName;
+pub(super) use gossip::Handed;
 use listing::Listing;
 use own::Own;
 pub(super) use own::Wanted;
@@ -47,6 +49,8 @@ pub(super) struct Register {
     /// For how long no store that could be reached has listed these.
     absent: BTreeMap<PublicKey, Duration>,
     stores: BTreeMap<StoreName, Listing>,
+    /// The sequences of records that came from other gateways, since this process began.
+    gossiped: BTreeMap<PublicKey, u64>,
     orphans: VecDeque<SignedEntry>,
     /// The cache held records that lacked what they rest on.
     incomplete: bool,
@@ -76,6 +80,7 @@ impl Register {
             sequences: BTreeMap::new(),
             absent: BTreeMap::new(),
             stores: BTreeMap::new(),
+            gossiped: BTreeMap::new(),
             orphans: VecDeque::new(),
             incomplete: false,
             own: Own::default(),
@@ -176,13 +181,7 @@ impl Register {
 
     fn handle_entry(&mut self, bytes: &[u8], now: u64) {
         match self.mesh.handle_entry(bytes) {
-            Ok(Taken::New) => {
-                self.lines.push(Line::Entry(bytes.to_vec()));
-                for listing in self.stores.values_mut() {
-                    listing.relist |= std::mem::take(&mut listing.may_pass);
-                }
-                self.adopt_orphans();
-            }
+            Ok(Taken::New) => self.handle_new_entry(bytes),
             Ok(Taken::Known) => {}
             Err(refusal) => {
                 if refusal == EntryRefusal::Orphan {
@@ -273,10 +272,7 @@ impl Register {
         {
             return Some(identity);
         }
-        let held = matches!(
-            refusal,
-            MemberRefusal::Quarantined | MemberRefusal::TwoForOneUse(_)
-        );
+        let held = is_held_back(refusal);
         match store {
             Some(store) => self.listing(store).may_pass |= refusal.may_pass_later(),
             None => self.incomplete |= refusal.may_pass_later() && !held,
@@ -298,6 +294,7 @@ impl Register {
             self.lines.push(Line::Member(bytes.clone()));
             self.members.insert(identity, bytes);
         }
+        self.note_records();
         self.sequences.remove(&identity);
         if identity == self.identity {
             // If it is newer than we know of, this directory was restored from a snapshot.
@@ -328,6 +325,8 @@ impl Register {
         }
         self.mesh.forget(&identity);
         self.members.remove(&identity);
+        self.gossiped.remove(&identity);
+        self.note_records();
         self.absent.remove(&identity);
         for listing in self.stores.values_mut() {
             listing.lacks.remove(&identity);
@@ -362,6 +361,14 @@ fn describe(member: &Member, refusal: &MemberRefusal) -> String {
         }
         Err(_) => format!("a record: {refusal}"),
     }
+}
+
+/// Counts for nothing now, and may later.
+fn is_held_back(refusal: &MemberRefusal) -> bool {
+    matches!(
+        refusal,
+        MemberRefusal::Quarantined | MemberRefusal::TwoForOneUse(_)
+    )
 }
 
 /// Whether a record says that it is of this mesh, or says nothing that can be read.

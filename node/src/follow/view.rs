@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use proto::entry::Broker;
 use proto::key::{Hash, MeshId, PublicKey};
+use proto::knowledge::Knowledge;
 use proto::ledger::{SitePrefix, Standing};
 use proto::mesh::Node;
 use proto::message::Refusal;
@@ -34,6 +35,8 @@ pub struct View {
     pub brokers: Arc<Vec<Broker>>,
     /// Of the ledger.
     pub heads: Arc<Vec<Hash>>,
+    /// What other gateways may be told. Made anew only when it has changed.
+    pub knowledge: Arc<Knowledge>,
     pub problems: Vec<Problem>,
     /// In a word: connected if a broker of any store is.
     pub broker: BrokerState,
@@ -115,6 +118,23 @@ pub enum Problem {
     },
 }
 
+/// Leave to ask a broker which outer address it sees.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ReflectorSession {
+    pub session: u64,
+    pub key: proto::reflect::SessionKey,
+    /// Where it can be asked: first at the address that the broker was reached at, then at others
+    /// of its name.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Without the key.
+impl fmt::Debug for ReflectorSession {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "ReflectorSession at {:?}", self.addresses)
+    }
+}
+
 impl View {
     pub(super) fn empty(local: &LocalNode) -> View {
         View {
@@ -127,6 +147,7 @@ impl View {
             prefixes: Arc::default(),
             brokers: Arc::default(),
             heads: Arc::default(),
+            knowledge: Arc::default(),
             problems: Vec::new(),
             broker: BrokerState::Unreachable {
                 reasons: Vec::new(),

@@ -26,6 +26,7 @@ pub(super) struct Shared {
     pub(super) keeper: Arc<Mutex<Keeper>>,
     pub(super) local: Arc<LocalNode>,
     pub(super) timing: Timing,
+    pub(super) fwmark: Option<u32>,
 }
 
 pub(super) struct Visitor {
@@ -161,7 +162,8 @@ impl Visitor {
 
     async fn visit(&mut self, contact: &TokenBroker) -> End {
         let mesh = self.shared.local.membership.mesh;
-        let connect = Session::connect(&contact.address, contact.key, mesh);
+        let mark = self.shared.fwmark;
+        let connect = Session::connect_marked(&contact.address, contact.key, mesh, mark);
         match self.unless_stopped(connect).await {
             None => End::Stopped,
             Some(Err(failure)) => End::Failed(failure),

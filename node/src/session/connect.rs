@@ -10,12 +10,13 @@ use proto::frame::FrameReader;
 use proto::hello::{ALPN, EXPORTER, Hello, SPOKEN, Welcome};
 use proto::key::{Hash, MeshId, PublicKey};
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Failure, READ_SIZE, STEP_DEADLINE, Session, Stream, Why};
+use crate::mark;
 use crate::tls::{self, Shown};
 
 /// What a broker without a ledger shows as its mesh.
@@ -29,9 +30,21 @@ impl Session {
         pin: PublicKey,
         mesh: MeshId,
     ) -> Result<(Session, Welcome), Failure> {
+        Session::connect_marked(address, pin, mesh, None).await
+    }
+
+    /// The same with a mark on the connection's packets, for the host's rules to tell them by.
+    pub async fn connect_marked(
+        address: &str,
+        pin: PublicKey,
+        mesh: MeshId,
+        mark: Option<u32>,
+    ) -> Result<(Session, Welcome), Failure> {
         let connected = async {
-            let (stream, exporter) = tls_stream(address, pin).await?;
-            greet(address, Box::new(stream), Some(exporter), mesh).await
+            let (stream, exporter, reached) = tls_stream(address, pin, mark).await?;
+            let mut session = greet(address, Box::new(stream), Some(exporter), mesh).await?;
+            session.reached = reached;
+            Ok(session)
         };
         named(address, connected.await)
     }
@@ -66,23 +79,34 @@ fn named(address: &str, session: Result<Session, Why>) -> Result<(Session, Welco
 async fn tls_stream(
     address: &str,
     pin: PublicKey,
-) -> Result<(TlsStream<TcpStream>, [u8; 32]), Why> {
+    mark: Option<u32>,
+) -> Result<(TlsStream<TcpStream>, [u8; 32], Vec<SocketAddr>), Why> {
     let resolved = match timeout(STEP_DEADLINE, lookup_host(address)).await {
         Ok(resolved) => resolved.map_err(Why::Resolve)?,
         Err(_) => return Err(Why::Resolve(io::ErrorKind::TimedOut.into())),
     };
+    let mut reached: Vec<SocketAddr> = resolved.collect();
     let mut last = Why::NoAddress;
-    for target in resolved {
-        match tcp_stream(target).await {
-            Ok(stream) => return handshake(stream, target, pin).await,
+    for at in 0..reached.len() {
+        match tcp_stream(reached[at], mark).await {
+            Ok(stream) => {
+                reached[..=at].rotate_right(1);
+                let (stream, exporter) = handshake(stream, reached[0], pin).await?;
+                return Ok((stream, exporter, reached));
+            }
             Err(why) => last = why,
         }
     }
     Err(last)
 }
 
-async fn tcp_stream(target: SocketAddr) -> Result<TcpStream, Why> {
-    match timeout(STEP_DEADLINE, TcpStream::connect(target)).await {
+async fn tcp_stream(target: SocketAddr, mark: Option<u32>) -> Result<TcpStream, Why> {
+    let socket = match target {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    mark::set(&socket, mark)?;
+    match timeout(STEP_DEADLINE, socket.connect(target)).await {
         Ok(stream) => {
             let stream = stream.map_err(connect_error)?;
             stream.set_nodelay(true)?;
@@ -136,6 +160,7 @@ async fn greet(
         buffer: Box::new([0; READ_SIZE]),
         exporter,
         number: 0,
+        reached: Vec::new(),
         early: std::collections::VecDeque::new(),
         welcome: Welcome {
             versions: SPOKEN,

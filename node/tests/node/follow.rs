@@ -78,6 +78,7 @@ impl Home {
             Options {
                 role,
                 timing: self.timing,
+                fwmark: None,
             },
         )
     }

@@ -6,6 +6,8 @@ mod double;
 #[cfg(test)]
 mod follow;
 #[cfg(test)]
+mod gossip;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod join;

@@ -46,6 +46,7 @@ async fn a_thousand_sites_are_there_within_two_seconds_without_a_broker() {
         let options = Options {
             role: Role::Gateway,
             timing: Timing::default(),
+            fwmark: None,
         };
         let handle = follow::start(&state, options).unwrap();
         let view = handle.view().borrow().clone();

@@ -146,6 +146,7 @@ pub(crate) async fn follow_from(state: &Path) -> Handle {
     let options = follow::Options {
         role: Role::Gateway,
         timing,
+        fwmark: None,
     };
     let handle = follow::start(&state, options).unwrap();
     let candidate = "192.0.2.1:51820".parse().unwrap();

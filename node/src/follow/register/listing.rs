@@ -125,7 +125,8 @@ impl Register {
     pub(super) fn is_behind(&self, store: StoreName, identity: &PublicKey, sequence: u64) -> bool {
         let listing = self.stores.get(&store);
         let shown = listing.and_then(|listing| listing.shown.get(identity));
-        self.stores.len() > 1 && shown.is_none_or(|shown| *shown <= sequence)
+        let other = self.stores.len() > 1 || self.is_gossiped_above(identity, sequence);
+        other && shown.is_none_or(|shown| *shown <= sequence)
     }
 
     /// Stores that no broker is known of any more.

@@ -105,6 +105,7 @@ impl Register {
         // Taken by the rules for all, so that it is known when a broker shows it. Refused it may
         // be, by a ledger that has revoked us: the broker will say so.
         let _taken = self.mesh.handle_member(&member);
+        self.note_records();
         self.own.sequence = record.sequence;
         self.own.last = Some((member, record));
     }

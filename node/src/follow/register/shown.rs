@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proto::entry::Broker;
 use proto::key::{Hash, PublicKey};
+use proto::knowledge::Knowledge;
 use proto::ledger::SitePrefix;
 use proto::mesh::{Event, Problem};
 
@@ -20,6 +21,9 @@ pub(in crate::follow) struct Shown {
     pub(in crate::follow) brokers: Arc<Vec<Broker>>,
     pub(in crate::follow) heads: Arc<Vec<Hash>>,
     pub(in crate::follow) problems: Arc<Vec<Problem>>,
+    pub(in crate::follow) knowledge: Arc<Knowledge>,
+    /// How many entries the ledger had when `knowledge` was made.
+    ledger: usize,
     /// What is to be made anew once the lines are durable.
     stale: Stale,
 }
@@ -30,6 +34,7 @@ struct Stale {
     prefixes: bool,
     brokers: bool,
     problems: bool,
+    records: bool,
 }
 
 impl Register {
@@ -42,12 +47,14 @@ impl Register {
                 | Event::NodeHidden(identity)
                 | Event::NodeWithdrawn(identity)
                 | Event::NodeForgotten(identity) => {
+                    self.note_records();
                     self.shown.stale.peers.insert(identity);
                     if self.shown.peers.remove(&identity).is_some() {
                         tracing::info!(?event, "a node is gone");
                     }
                 }
                 Event::NodeChanged(identity) => {
+                    self.note_records();
                     self.shown.stale.peers.insert(identity);
                 }
                 Event::PrefixesChanged => self.note_prefixes(),
@@ -59,6 +66,24 @@ impl Register {
                 }
                 Event::ProblemsChanged => self.shown.stale.problems = true,
             }
+        }
+        self.note_ledger();
+    }
+
+    /// What is held has changed, with an event or without.
+    pub(super) fn note_records(&mut self) {
+        self.shown.stale.records = true;
+    }
+
+    /// Not only once it is durable: entries prove themselves, and a full disk must not keep a
+    /// revocation from others.
+    fn note_ledger(&mut self) {
+        if self.mesh.ledger().len() != self.shown.ledger {
+            self.shown.ledger = self.mesh.ledger().len();
+            // It may have put out who had left.
+            self.note_records();
+            let knowledge = Knowledge::clone(&self.shown.knowledge);
+            self.shown.knowledge = Arc::new(knowledge.with_ledger(&self.mesh));
         }
     }
 
@@ -102,6 +127,10 @@ impl Register {
         }
         if stale.problems {
             self.shown.problems = Arc::new(self.mesh.problems());
+        }
+        if stale.records {
+            let knowledge = Knowledge::clone(&self.shown.knowledge);
+            self.shown.knowledge = Arc::new(knowledge.with_members(&self.mesh));
         }
         let heads = self.mesh.ledger().heads();
         if *self.shown.heads != heads {

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use proto::control::Handover;
 use proto::entry::{Body, Entry, StoreId, Uses};
 use proto::key::{Hash, PublicKey, SigningKey};
 use proto::mesh::Mesh;
 use proto::message::{Position, Push};
 
 use super::world::{Granted, Other, World, name};
-use super::{Register, Source};
+use super::{Handed, Register, Source};
 use crate::cache::Line;
 use crate::stores::StoreName;
 
@@ -222,6 +223,28 @@ fn a_record_that_no_broker_lists_is_dropped_after_seven_days_of_reachable_broker
     register.handle_push(&a(), &stage.snapshot(vec![stage.paris.member(6)]), 0);
     register.handle_durable();
     assert_eq!(shown(&register), [stage.paris.key()]);
+}
+
+#[test]
+fn a_record_that_was_dropped_is_not_brought_back_by_a_gateway_that_still_has_it() {
+    let stage = Stage::new();
+    let mut register = stage.settled();
+    let hand = |register: &mut Register, sequence| {
+        let mut handed = Handed::new(Handover {
+            entries: Vec::new(),
+            members: vec![stage.paris.member(sequence)],
+        });
+        register.handle_handed(&mut handed, 0);
+        register.handle_durable();
+        shown(register)
+    };
+    register.handle_push(&a(), &stage.snapshot(Vec::new()), 0);
+    register.handle_reachable(8 * DAY);
+    register.handle_durable();
+    assert!(register.shown().knowledge.members.is_empty());
+    assert!(hand(&mut register, 5).is_empty());
+    assert_eq!(hand(&mut register, 6), [stage.paris.key()]);
+    assert_eq!(register.refused.total(), 0);
 }
 
 #[test]
