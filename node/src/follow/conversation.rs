@@ -160,7 +160,8 @@ impl Visitor {
         Ok(())
     }
 
-    async fn handle_reflector(&self, talk: &Talk, reply: Reply) -> Result<(), End> {
+    async fn handle_reflector(&self, talk: &mut Talk, reply: Reply) -> Result<(), End> {
+        talk.reflect = None;
         match reply {
             Reply::Reflector(Reflector { session, key, port }) => {
                 let session = ReflectorSession {
@@ -272,7 +273,6 @@ impl Visitor {
             };
         }
         if talk.reflect == Some(number) {
-            talk.reflect = None;
             return self.handle_reflector(talk, reply).await;
         }
         if talk.handed == Some(number) {
