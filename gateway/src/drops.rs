@@ -46,6 +46,8 @@ reasons! {
     SendFailed = "send_failed",
     /// The socket would not take more and the room for waiting datagrams is full.
     SendFull = "send_full",
+    /// Sealed, and not sent within a second: its key may be too old by now.
+    Stale = "stale",
     /// From the network: too short, unknown type, wrong length.
     Malformed = "udp_malformed",
     /// From the network: no session has this receiver index.

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::link::Endpoint;
 use crate::drops::{DropReason, Drops};
+use crate::io::boottime;
 use crate::io::udp::{Mark, Message, Sender, Sent, UdpSocket};
 
 /// Holds a few sends of the largest size.
@@ -24,6 +25,9 @@ const SEGMENTS_OLD: usize = 63;
 /// How long what a path did not take whole is sent piece by piece, and for how many remotes.
 const PIECEMEAL: Duration = Duration::from_secs(10);
 const PIECEMEAL_REMOTES: usize = 16;
+/// What was sealed longer ago than this is not sent: a process that was stopped meanwhile may have
+/// used a key that is too old by now.
+const MOST_AGE: Duration = Duration::from_secs(1);
 
 /// What the socket refused, so that the next send avoids it.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +61,8 @@ pub struct Outbox {
     piecemeal: Vec<Piecemeal>,
     /// The socket took no more; nothing new is read from the TUN until it does.
     full: bool,
+    /// The time by which the first of what waits was sealed, where there is a clock.
+    since: Option<Duration>,
     /// Remotes whose cached source address the kernel refused.
     pub stale_sources: Vec<SocketAddr>,
 }
@@ -73,7 +79,15 @@ impl Outbox {
             closed: true,
             piecemeal: Vec::new(),
             full: false,
+            since: None,
             stale_sources: Vec::new(),
+        }
+    }
+
+    /// What is sealed from here on is sealed by this reading of the clock.
+    pub fn begin(&mut self, now: Duration) {
+        if self.used == 0 {
+            self.since = Some(now);
         }
     }
 
@@ -126,6 +140,10 @@ impl Outbox {
             self.clear();
             return;
         };
+        if self.used > 0 && self.has_aged() {
+            drops.add(DropReason::Stale, self.waiting_datagrams());
+            return self.clear();
+        }
         self.full = false;
         while let Some(first) = self.messages.get(self.sent).copied() {
             let pieces = self.pieces_at_once(&first, now);
@@ -145,6 +163,12 @@ impl Outbox {
             }
         }
         self.clear();
+    }
+
+    /// Asks the clock, as nothing tells how long ago the caller did.
+    fn has_aged(&self) -> bool {
+        self.since
+            .is_some_and(|since| boottime().saturating_sub(since) > MOST_AGE)
     }
 
     fn waiting_datagrams(&self) -> u64 {
@@ -410,6 +434,27 @@ mod tests {
         outbox.flush(None, Duration::ZERO, &drops);
         assert_eq!(drops.get(DropReason::InterfaceDown), 4);
         assert!(outbox.take().is_empty());
+    }
+
+    #[test]
+    fn what_was_sealed_before_a_pause_is_dropped_and_what_comes_after_is_sent() {
+        let (mut outbox, drops) = (Outbox::new(true), Drops::default());
+        let receiver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = receiver.local_addr().unwrap().port();
+        let socket = UdpSocket::unbound().unwrap();
+        let now = boottime();
+        outbox.begin(now - Duration::from_secs(2));
+        put(&mut outbox, port, 0, 100);
+        put(&mut outbox, port, 0, 100);
+        // What waits already does not get younger.
+        outbox.begin(now);
+        outbox.flush(Some(&socket), now, &drops);
+        assert_eq!(drops.get(DropReason::Stale), 2);
+        outbox.begin(now);
+        put(&mut outbox, port, 0, 70);
+        outbox.flush(Some(&socket), now, &drops);
+        assert_eq!(drops.get(DropReason::Stale), 2);
+        assert_eq!(receiver.recv(&mut [0; 200]).unwrap(), 70);
     }
 
     #[test]

@@ -131,6 +131,7 @@ impl DataThread {
         let (mut slept, mut idle) = (false, 0);
         loop {
             self.now = boottime();
+            self.outbox.begin(self.now);
             self.inward.forget_checked();
             self.obey();
             if self.stopping {
@@ -423,6 +424,10 @@ impl DataThread {
             tracing::debug!(%error, "receive failed");
             0
         });
+        if count > 0 {
+            // All of these arrived by now, whatever held us up since the loop began.
+            self.now = boottime();
+        }
         for index in 0..count {
             match inbox.get(index) {
                 Some((received, datagrams)) => self.open_run(&received, datagrams),
