@@ -2,9 +2,11 @@
 //! it, and runs to completion: take a batch, work, hand a batch on. Control talks to it through a
 //! [`mailbox`] and through immutable [`snapshot`]s.
 
+mod flow;
 pub mod index;
 mod inward;
 pub mod link;
+mod link_local;
 pub mod mailbox;
 pub mod outbox;
 pub mod snapshot;

@@ -26,7 +26,7 @@ reasons! {
     TunMalformed = "tun_malformed",
     /// From the TUN: its transport checksum does not hold.
     TunChecksum = "tun_checksum",
-    /// From the TUN: no peer's allowed-ips hold the destination.
+    /// From the TUN: no peer's allowed-ips hold the destination, or no site's prefixes.
     NoPeer = "no_peer",
     /// The peer has no endpoint yet.
     NoEndpoint = "no_endpoint",
@@ -82,6 +82,26 @@ reasons! {
     HandshakeQueueFull = "handshake_queue_full",
     /// The interface is down.
     InterfaceDown = "interface_down",
+    /// From the TUN: from or to a link-local address, with which gateways speak inside tunnels.
+    ControlFromTun = "control_from_tun",
+    /// From the TUN: no gateway of the destination's site can be reached, from siblings neither.
+    SiteDown = "site_down",
+    /// The link chosen for it has no session any more.
+    LinkNoSession = "link_no_session",
+    /// Opened: the destination is in none of our own prefixes.
+    InnerDestination = "inner_destination",
+    /// Opened: the link may carry nothing yet, or nothing any more.
+    InnerNotAllowed = "inner_not_allowed",
+    /// From a sibling: the source is in none of our own prefixes.
+    SiblingSource = "sibling_source",
+    /// From a sibling: the destination is in no other site's prefix.
+    SiblingDestination = "sibling_destination",
+    /// From a sibling: the destination's site cannot be reached from here either.
+    SiblingSiteLost = "sibling_site_lost",
+    /// A control packet that came while too many waited.
+    ControlQueueFull = "control_queue_full",
+    /// A control packet for a link without a session.
+    ControlNoSession = "control_no_session",
 }
 
 /// One thread's counts. Only its owner adds; anyone may read.

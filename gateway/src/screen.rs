@@ -264,6 +264,9 @@ fn take(
         }
         return;
     }
+    if shared.control.push_reflected(received.from, datagram) {
+        return;
+    }
     match RawHandshake::new(received, datagram) {
         Some(raw) => enqueue(waiting, raw, drops),
         None => drops.count(DropReason::Malformed),

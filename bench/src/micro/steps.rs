@@ -176,14 +176,14 @@ fn look_up() -> Turn {
         Some((IpNetwork::V4(network), OwnerId(number % 1000)))
     });
     let place = LinkPlace { thread: 0, slot: 0 };
-    let owners = vec![Owner { link: Ok(place) }; 1000];
+    let owners = vec![Owner::peer(place); 1000];
     let snapshot = Snapshot::new(prefixes, owners, MTU, None);
     let mut next = 0;
     Box::new(move || {
         for _ in 0..BATCH {
             // A stride that is coprime to the number of prefixes visits them all.
             next = (next + 7919) % 10_000;
-            let found = snapshot.link_for(black_box(IpAddr::V4(address(next))));
+            let found = snapshot.link_for(black_box(IpAddr::V4(address(next))), &[]);
             let _ = black_box(found);
         }
         BATCH

@@ -50,6 +50,10 @@ impl IndexTable {
         }
     }
 
+    pub fn thread(&self) -> u32 {
+        self.thread
+    }
+
     /// A name for a new `Tunn` of `link`; `None` when every slot is taken. `random` makes the
     /// generations of a slot start anywhere.
     pub fn allocate(&mut self, link: u32, random: u32) -> Option<TunnelIndex> {

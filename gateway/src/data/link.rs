@@ -4,9 +4,12 @@
 //! endpoints, persistent keepalive, limits of messages and age, and a change of preshared key
 //! without a gap (a second `Tunn` beside the first until its handshake is done).
 
+mod mesh;
+mod spec;
+
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boringtun::noise::TunnResult;
@@ -14,13 +17,16 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519;
 
 use super::index::{IndexTable, TunnelIndex};
+use super::mailbox::ControlInbox;
 use super::outbox::Outbox;
 use super::staging::Staging;
 use super::tunnel::{Ticked, Tunnel, room};
 use crate::drops::{DropReason, Drops};
-use crate::io::udp::{Local, Mark, UdpSocket};
+use crate::io::udp::{Mark, UdpSocket};
 use crate::packet::ecn;
 use crate::packet::split::Segments;
+use mesh::MeshState;
+pub use spec::{Endpoint, LinkShared, LinkSpec, Rules};
 
 /// Header and tag around every inner packet.
 pub const OVERHEAD: usize = 32;
@@ -33,44 +39,6 @@ const TICK_BEFORE_USE: Duration = Duration::from_secs(1);
 const FORGET_AFTER: Duration = Duration::from_secs(3 * 180 + 1);
 /// How long datagrams that were on their way may still arrive under the previous preshared key.
 const PREDECESSOR_LINGERS: Duration = Duration::from_secs(5);
-
-/// Where a peer is, and the local address it knows us by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    pub remote: SocketAddr,
-    pub local: Option<Local>,
-}
-
-/// What others may read of a link while its thread works.
-#[derive(Debug, Default)]
-pub struct LinkShared {
-    pub tx_bytes: AtomicU64,
-    pub rx_bytes: AtomicU64,
-    /// Nanoseconds since 1970; 0 before the first handshake.
-    pub last_handshake: AtomicU64,
-    endpoint: Mutex<Option<Endpoint>>,
-}
-
-impl LinkShared {
-    pub fn endpoint(&self) -> Option<Endpoint> {
-        *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn set_endpoint(&self, endpoint: Option<Endpoint>) {
-        *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner) = endpoint;
-    }
-}
-
-/// All that a thread needs to make a link.
-pub struct LinkSpec {
-    pub shared: Arc<LinkShared>,
-    pub private_key: x25519::StaticSecret,
-    pub peer_key: x25519::PublicKey,
-    pub preshared_key: Option<[u8; 32]>,
-    pub limiter: Arc<RateLimiter>,
-    pub remote: Option<SocketAddr>,
-    pub keepalive: u16,
-}
 
 /// Which way the last packet went. boringtun tells times apart by its ticks only, and what it does
 /// after a silence hangs on whether something came after something went.
@@ -87,6 +55,7 @@ pub struct Work<'a> {
     pub socket: Option<&'a UdpSocket>,
     pub table: &'a mut IndexTable,
     pub drops: &'a Drops,
+    pub control: &'a ControlInbox,
     pub now: Duration,
     pub mtu: usize,
 }
@@ -103,6 +72,7 @@ pub struct Link {
     last_traffic: Duration,
     last_way: Way,
     awake_until: Duration,
+    mesh: MeshState,
 }
 
 impl Link {
@@ -124,28 +94,17 @@ impl Link {
             last_traffic: Duration::ZERO,
             last_way: Way::Handshake,
             awake_until: Duration::ZERO,
+            mesh: MeshState::new(),
             spec,
         })
     }
 
-    /// Gives its indexes back.
+    /// Gives its indexes back and forgets its keys.
     pub fn remove(mut self, table: &mut IndexTable, drops: &Drops) {
         drops.add(DropReason::StagingGivenUp, self.staging.clear());
-        let Link {
-            current,
-            successor,
-            predecessor,
-            ..
-        } = self;
-        for tunnel in [
-            Some(current),
-            successor,
-            predecessor.map(|(tunnel, _)| tunnel),
-        ]
-        .into_iter()
-        .flatten()
-        {
+        for tunnel in self.into_tunnels() {
             table.release(tunnel.index);
+            tunnel.wipe();
         }
     }
 
@@ -260,17 +219,29 @@ impl Link {
                 .add(DropReason::NoEndpoint, segments.count() as u64);
         };
         if !self.current.has_session {
+            if self.spec.rules == Rules::Mesh {
+                return work
+                    .drops
+                    .add(DropReason::LinkNoSession, segments.count() as u64);
+            }
             while let Some(packet) = segments.next_padded(work.mtu) {
                 work.drops
                     .add(DropReason::StagingFull, self.staging.push(mark, packet));
             }
             return self.initiate(work);
         }
-        let mut bytes = 0;
-        while let Some(packet) = segments.next_padded(work.mtu) {
+        let mtu = self.padding_limit(work);
+        let before = self.current.messages;
+        let (mut bytes, mut large) = (0, 0);
+        while let Some(packet) = segments.next_padded(mtu) {
+            large += u64::from(Link::is_large(packet));
             bytes += self.seal(packet, &to, mark, work);
         }
         self.sent(bytes, work.now);
+        if self.spec.rules == Rules::Mesh {
+            let packets = self.current.messages - before;
+            self.count_sealed(bytes - packets * OVERHEAD as u64, large);
+        }
         if self.current.messages >= REKEY_AFTER_MESSAGES {
             self.initiate(work);
         }
@@ -349,15 +320,19 @@ impl Link {
 
     /// A handshake message that passed control's screen.
     pub fn handshake(&mut self, datagram: &[u8], from: &Endpoint, work: &mut Work<'_>) {
-        self.tick_before(Way::Handshake, work);
-        self.awake_until = work.now + FORGET_AFTER;
         let receiver = handshake_receiver(datagram);
         let answers = datagram.first() == Some(&2);
-        let to = if answers {
-            self.endpoint.unwrap_or(*from)
-        } else {
-            *from
+        let to = match self.spec.rules {
+            Rules::Mesh => {
+                self.tick_before_handshake(answers, work);
+                *from
+            }
+            Rules::WireGuard => {
+                self.tick_before(Way::Handshake, work);
+                self.endpoint.filter(|_| answers).unwrap_or(*from)
+            }
         };
+        self.awake_until = work.now + FORGET_AFTER;
         // Initiations do not depend on the preshared key, their answers do: the newest answers. An
         // answer to an older one would make a session under a key that was changed since.
         let tunnel = self.successor.as_mut().unwrap_or(&mut self.current);
@@ -389,7 +364,7 @@ impl Link {
                     if self.endpoint.is_none() {
                         self.set_endpoint(*from);
                     }
-                    self.established(index, work);
+                    self.established(index, from, work);
                 }
             }
             TunnResult::Done => {}
@@ -403,7 +378,7 @@ impl Link {
 
     /// A session became the one to send under: the peer proved that it has it.
     #[cold]
-    fn established(&mut self, index: TunnelIndex, work: &mut Work<'_>) {
+    fn established(&mut self, index: TunnelIndex, from: &Endpoint, work: &mut Work<'_>) {
         if let Some(next) = self.successor.take_if(|tunnel| tunnel.index == index) {
             let old = std::mem::replace(&mut self.current, next);
             if let Some((older, _)) = self
@@ -429,6 +404,7 @@ impl Link {
             .last_handshake
             .store(wall.as_nanos() as u64, Ordering::Relaxed);
         if self.current.has_session {
+            self.tell_session(*from, work);
             self.send_staged(work);
         }
     }
@@ -469,10 +445,13 @@ impl Link {
         // As responder we may send under a session once a datagram was opened under it.
         let news = tunnel.confirm(receiver) || !tunnel.has_session;
         if self.endpoint.as_ref() != Some(from) {
-            self.set_endpoint(*from);
+            self.came_from(from, work);
+        }
+        if self.spec.rules == Rules::Mesh {
+            self.count_opened(&into[..*opened.as_ref().unwrap_or(&0)]);
         }
         if news {
-            self.established(index, work);
+            self.established(index, from, work);
         }
         opened
     }
@@ -484,6 +463,7 @@ impl Link {
             .shared
             .rx_bytes
             .fetch_add(bytes, Ordering::Relaxed);
+        self.publish(now);
     }
 
     // ---- time -------------------------------------------------------------------------------
@@ -506,6 +486,9 @@ impl Link {
 
     /// boringtun's timers, and nothing that would call for them again.
     fn run_timers(&mut self, work: &mut Work<'_>) {
+        if self.spec.rules == Rules::Mesh {
+            return self.run_mesh_timers(work);
+        }
         let to = self.endpoint;
         let mut sent = 0;
         // While a successor waits, the old preshared key must make no further session.

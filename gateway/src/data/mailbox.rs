@@ -1,6 +1,8 @@
 //! What others leave for a data thread: commands of control, handshakes, and batches that arrived
 //! at a thread that does not own their link. Every queue is bounded; nothing here is per packet.
 
+mod control;
+
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -15,7 +17,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::index::thread_of;
 use super::link::{Endpoint, LinkSpec, receiver_index};
 use super::snapshot::LinkPlace;
+use crate::io::tun::TunQueue;
 use crate::io::udp::{Received, UdpSocket};
+pub use control::{ControlInbox, ControlPacket, News, REFLECTED_KIND, Reflected};
 
 /// Changes that control makes to a thread, applied in order.
 pub enum Command {
@@ -43,6 +47,22 @@ pub enum Command {
         slot: u32,
         seconds: u16,
     },
+    /// Begin a handshake: the same initiation goes to each of these.
+    Initiate {
+        slot: u32,
+        to: Vec<SocketAddr>,
+    },
+    /// Seal a whole packet as it is and send it there, or to the address in use.
+    SendControl {
+        slot: u32,
+        packet: Box<[u8]>,
+        to: Option<SocketAddr>,
+    },
+    /// The inner packets that a link's path carries, in a mesh.
+    LinkMtu {
+        slot: u32,
+        mtu: u16,
+    },
     /// Forget the source address: the route it was learned on is no longer the one in use.
     ForgetSource {
         slot: u32,
@@ -51,6 +71,8 @@ pub enum Command {
     Socket(Option<UdpSocket>),
     /// The firewall mark of what is sent.
     Mark(u32),
+    /// The interface was made anew: its queue for this thread.
+    Tun(TunQueue),
     /// Whether the kernel may choose this thread's TUN queue.
     Attach(bool),
     Stop,
@@ -108,8 +130,6 @@ pub const FRAMES: usize = 64;
 const STRAYS: usize = 256;
 /// The screen is faster than the owner: so many may come at once before one is lost.
 const HANDSHAKES: usize = 1024;
-/// Handshakes that reached data threads and wait for control.
-const RAW_HANDSHAKES: usize = 256;
 const _: () = assert!(
     FRAMES * super::thread::FRAME_BUFFER
         + STRAYS * (64 << 10)
@@ -234,45 +254,5 @@ impl RawHandshake {
 
     pub fn bytes(&self) -> &[u8] {
         &self.datagram[..self.len]
-    }
-}
-
-/// What is left for control: handshakes that reached a data thread, and a way to wake it.
-pub struct ControlInbox {
-    handshakes: ArrayQueue<RawHandshake>,
-    wake: EventFd,
-}
-
-impl ControlInbox {
-    pub fn new() -> std::io::Result<ControlInbox> {
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(ControlInbox {
-            handshakes: ArrayQueue::new(RAW_HANDSHAKES),
-            wake,
-        })
-    }
-
-    /// False if there is no room.
-    pub(super) fn push(&self, raw: RawHandshake) -> bool {
-        let taken = self.handshakes.push(raw).is_ok();
-        self.wake();
-        taken
-    }
-
-    pub fn pop(&self) -> Option<RawHandshake> {
-        self.handshakes.pop()
-    }
-
-    pub fn wake(&self) {
-        // Failing means the counter is at its limit: control will wake anyway.
-        let _ = self.wake.write(1);
-    }
-
-    pub fn woke(&self) {
-        let _ = self.wake.read();
-    }
-
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
     }
 }

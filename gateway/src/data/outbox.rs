@@ -124,6 +124,11 @@ impl Outbox {
         self.closed = self.segments == 1;
     }
 
+    /// What comes next shares no send with what is there.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
     pub fn is_full(&self) -> bool {
         self.full
     }

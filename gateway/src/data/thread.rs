@@ -1,6 +1,7 @@
 //! The loop of one data thread.
 
 mod commands;
+mod mesh;
 
 use std::io::IoSlice;
 use std::os::fd::AsFd;
@@ -13,6 +14,7 @@ use nix::sys::epoll::EpollTimeout;
 use super::index::{IndexTable, TunnelIndex, thread_of};
 use super::inward::Inward;
 use super::link::{Endpoint, Link, OVERHEAD, Way, Work, handshake_receiver, receiver_index};
+use super::link_local;
 use super::mailbox::{ControlInbox, Frame, Handshake, Mailbox, RawHandshake, Stray};
 use super::outbox::Outbox;
 use super::snapshot::{LinkPlace, Snapshot};
@@ -166,6 +168,7 @@ impl DataThread {
             socket: self.socket.as_ref(),
             table: &mut self.table,
             drops: &self.drops,
+            control: &self.shared.control,
             now: self.now,
             mtu: self.snapshot.load().mtu,
         };
@@ -246,6 +249,9 @@ impl DataThread {
     }
 
     fn frame_from_tun(&mut self, len: usize) {
+        if self.is_control_from_tun(len) {
+            return self.drops.count(DropReason::ControlFromTun);
+        }
         let Some(to) = self
             .frame
             .get(VnetHeader::LEN..len)
@@ -253,27 +259,36 @@ impl DataThread {
         else {
             return self.drops.count(DropReason::TunMalformed);
         };
-        match self.snapshot.load().link_for(to) {
-            Ok(place) if place.thread as usize == self.id => {
-                if self
-                    .links
-                    .get(place.slot as usize)
-                    .is_none_or(Option::is_none)
-                {
-                    // The snapshot may be newer than the commands we followed.
-                    self.obey();
-                }
-                let mut frame = std::mem::take(&mut self.frame);
-                self.transmit(place.slot, &mut frame, len);
-                self.frame = frame;
-            }
-            Ok(place) => self.hand_over(place, len),
+        match self
+            .snapshot
+            .load()
+            .link_for(to, &self.frame[VnetHeader::LEN..len])
+        {
+            Ok(place) => self.give_to(place, len),
             Err(reason) => {
                 let frame = std::mem::take(&mut self.frame);
                 self.refuse(reason, &frame[VnetHeader::LEN..len]);
                 self.frame = frame;
             }
         }
+    }
+
+    /// Gives the frame that was read to its link, here or on another thread.
+    fn give_to(&mut self, place: LinkPlace, len: usize) {
+        if place.thread as usize != self.id {
+            return self.hand_over(place, len);
+        }
+        if self
+            .links
+            .get(place.slot as usize)
+            .is_none_or(Option::is_none)
+        {
+            // The snapshot may be newer than the commands we followed.
+            self.obey();
+        }
+        let mut frame = std::mem::take(&mut self.frame);
+        self.transmit(place.slot, &mut frame, len);
+        self.frame = frame;
     }
 
     fn transmit(&mut self, slot: u32, frame: &mut [u8], len: usize) {
@@ -391,7 +406,7 @@ impl DataThread {
             };
             self.handshake(&handshake);
         }
-        self.inward.write(&self.tun, &self.drops);
+        self.deliver();
     }
 
     fn mailbox(&self) -> &Mailbox {
@@ -435,7 +450,7 @@ impl DataThread {
             }
         }
         self.inbox = Some(inbox);
-        self.inward.write(&self.tun, &self.drops);
+        self.deliver();
         count > 0
     }
 
@@ -455,7 +470,7 @@ impl DataThread {
             }
             match self.open(slot, datagram, &from, received.ecn) {
                 Ok(()) => run.get_or_insert((slot, 0)).1 += datagram.len() as u64,
-                Err(reason) => self.drops.count(reason),
+                Err(reason) => self.refused(slot, reason),
             }
         }
         self.note_received(run);
@@ -490,7 +505,10 @@ impl DataThread {
 
     fn not_data(&self, received: &Received, kind: Option<u32>, datagram: &[u8]) {
         if !matches!(kind, Some(1..=3)) {
-            return self.drops.count(DropReason::Malformed);
+            if !self.shared.control.push_reflected(received.from, datagram) {
+                self.drops.count(DropReason::Malformed);
+            }
+            return;
         }
         match RawHandshake::new(received, datagram) {
             None => self.drops.count(DropReason::Malformed),
@@ -511,7 +529,7 @@ impl DataThread {
         outer_ecn: u8,
     ) -> Result<(), DropReason> {
         if self.inward.room(datagram.len()).is_none() {
-            self.inward.write(&self.tun, &self.drops);
+            self.deliver();
         }
         let snapshot = self.snapshot.load();
         let mut work = Work {
@@ -519,6 +537,7 @@ impl DataThread {
             socket: self.socket.as_ref(),
             table: &mut self.table,
             drops: &self.drops,
+            control: &self.shared.control,
             now: self.now,
             mtu: snapshot.mtu,
         };
@@ -540,6 +559,9 @@ impl DataThread {
             thread: self.id as u32,
             slot,
         };
+        if snapshot.is_mesh() && link_local::is_control(self.inward.opened(len)) {
+            return self.give_to_control(place, from, len);
+        }
         self.inward.deliver(len, outer_ecn, place, snapshot)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Tunn, TunnResult};
+use boringtun::x25519;
 
 use super::index::{IndexTable, TunnelIndex};
 use super::link::{Endpoint, LinkSpec, Work, receiver_index};
@@ -14,6 +15,8 @@ use crate::drops::DropReason;
 use crate::io::udp::Mark;
 
 const INITIATION: usize = 148;
+/// Enough for any message that is not data.
+const ROOM: usize = 256;
 /// A datagram with this counter or a higher one is refused, as the protocol says.
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// An unanswered initiation is repeated after this and up to a third of a second more.
@@ -42,6 +45,7 @@ pub(super) struct Tunnel {
 
 #[derive(Clone, Copy)]
 pub(super) struct Initiation {
+    sent_at: Duration,
     retry_at: Duration,
     tries: u32,
 }
@@ -200,6 +204,7 @@ impl Tunnel {
         };
         let jitter = Duration::from_millis(random() % 334);
         self.initiation = Some(Initiation {
+            sent_at: now,
             retry_at: now + timeout + jitter,
             tries,
         });
@@ -222,11 +227,57 @@ impl Tunnel {
         self.note_initiation(work.now);
         len as u64
     }
+
+    /// Begins a handshake at several addresses at once, with one message: the peer takes the first
+    /// and refuses the rest as replayed. Returns the bytes that go out.
+    pub(super) fn initiate_at(&mut self, to: &[Endpoint], work: &mut Work<'_>) -> u64 {
+        let mut message = [0; ROOM];
+        // Its timers have rested while there was no session. They must see the time first, and the
+        // message that they may make is as good as another: an older one would be forgotten for it.
+        if self.has_session || !self.make_timed(&mut message, work.now) {
+            let made = self.tunn.format_handshake_initiation(&mut message, true);
+            if !matches!(made, TunnResult::WriteToNetwork(_)) {
+                return 0;
+            }
+        }
+        let message = &message[..INITIATION];
+        self.note_made(message);
+        self.note_initiation(work.now);
+        let mut bytes = 0;
+        for to in to {
+            let Some(room) = room(work) else { break };
+            room[..INITIATION].copy_from_slice(message);
+            work.outbox.commit(to, Mark::default(), INITIATION);
+            bytes += INITIATION as u64;
+        }
+        bytes
+    }
+
+    /// Lets the timers run without a session; whether they made an initiation.
+    fn make_timed(&mut self, message: &mut [u8], now: Duration) -> bool {
+        self.ticked = now;
+        matches!(
+            self.tunn.update_timers(message),
+            TunnResult::WriteToNetwork(made) if made.len() == INITIATION
+        )
+    }
+
+    /// Whether an initiation is under way that was made not longer ago than this.
+    pub(super) fn tried_within(&self, age: Duration, now: Duration) -> bool {
+        self.initiation
+            .is_some_and(|sent| now.saturating_sub(sent.sent_at) < age)
+    }
+
+    /// Keys do not stay in memory that is given back, as far as boringtun lets us: another `Tunn`
+    /// is moved over this one.
+    pub(super) fn wipe(mut self: Box<Self>) {
+        let nobody = x25519::PublicKey::from([0; 32]);
+        self.tunn = Tunn::new([0; 32].into(), nobody, None, None, 0, None);
+    }
 }
 
 /// Room for any message that is not data.
 pub(super) fn room<'a>(work: &'a mut Work<'_>) -> Option<&'a mut [u8]> {
-    const ROOM: usize = 256;
     if work.outbox.reserve(ROOM).is_none() {
         work.outbox.make_room(work.socket, work.now, work.drops);
     }

@@ -51,6 +51,14 @@ impl Waiter {
         Ok(())
     }
 
+    /// To be called before a watched queue is closed.
+    pub(super) fn forget_tun(&mut self, tun: BorrowedFd<'_>) {
+        if std::mem::take(&mut self.tun) {
+            // It is closed next, which takes it out as well.
+            let _ = self.epoll.delete(tun);
+        }
+    }
+
     pub(super) fn watch_socket(
         &mut self,
         socket: BorrowedFd<'_>,

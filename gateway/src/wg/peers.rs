@@ -10,9 +10,9 @@ use ip_network::IpNetwork;
 
 use super::device::{Change, Device};
 use super::protocol::PeerStats;
-use crate::data::link::{Endpoint, LinkShared, LinkSpec};
+use crate::data::link::{Endpoint, LinkShared, LinkSpec, Rules};
 use crate::data::mailbox::Command;
-use crate::data::snapshot::{LinkPlace, Owner, OwnerId, Snapshot};
+use crate::data::snapshot::{Carried, LinkPlace, Owner, OwnerId, Snapshot};
 use crate::data::thread::Shared;
 use crate::drops::DropReason;
 use crate::io::boottime;
@@ -179,6 +179,7 @@ impl Peers {
                 .map(|endpoint| endpoint.remote)
                 .or(peer.endpoint),
             keepalive: peer.keepalive,
+            rules: Rules::WireGuard,
         });
         placed.linked = true;
         shared.mailboxes[placed.place.thread as usize].command(Command::AddLink {
@@ -207,12 +208,14 @@ impl Peers {
         let mut owners = Vec::with_capacity(device.peers.len());
         for key in device.peers.keys() {
             ids.insert(*key, OwnerId(owners.len() as u32));
-            let link = match self.linked(key) {
-                Some(place) => Ok(place),
-                None if key.is_low_order() => Err(DropReason::LowOrderKey),
-                None => Err(DropReason::NoPrivateKey),
+            let nobody = |reason| Owner {
+                carried: Carried::Nobody(reason),
             };
-            owners.push(Owner { link });
+            owners.push(match self.linked(key) {
+                Some(place) => Owner::peer(place),
+                None if key.is_low_order() => nobody(DropReason::LowOrderKey),
+                None => nobody(DropReason::NoPrivateKey),
+            });
         }
         let prefixes = device.routes().filter_map(|(prefix, key)| {
             let network = IpNetwork::new(prefix.addr(), prefix.len()).ok()?;

@@ -13,9 +13,9 @@ use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use gateway::data::index::{IndexTable, TunnelIndex};
 use gateway::data::link::{
-    Endpoint, Link, LinkShared, LinkSpec, OVERHEAD, Way, Work, receiver_index,
+    Endpoint, Link, LinkShared, LinkSpec, OVERHEAD, Rules, Way, Work, receiver_index,
 };
-use gateway::data::mailbox::HANDSHAKE_LEN;
+use gateway::data::mailbox::{ControlInbox, HANDSHAKE_LEN};
 use gateway::data::outbox::Outbox;
 use gateway::drops::{DropReason, Drops};
 use gateway::io::udp::UdpSocket;
@@ -81,6 +81,7 @@ struct Ours {
     table: IndexTable,
     outbox: Outbox,
     drops: Drops,
+    control: ControlInbox,
     socket: UdpSocket,
     limiter: Arc<RateLimiter>,
     shared: Arc<LinkShared>,
@@ -263,6 +264,7 @@ impl Ours {
             limiter: limiter.clone(),
             remote: Some(endpoint(1).remote),
             keepalive: 0,
+            rules: Rules::WireGuard,
         };
         let now = Duration::from_secs(1000);
         let mut table = IndexTable::new(0);
@@ -271,6 +273,7 @@ impl Ours {
             table,
             outbox: Outbox::new(true),
             drops: Drops::default(),
+            control: ControlInbox::new().expect("an event counter"),
             socket: UdpSocket::unbound().expect("a socket can be made"),
             limiter,
             shared,
@@ -284,6 +287,7 @@ impl Ours {
             socket: Some(&self.socket),
             table: &mut self.table,
             drops: &self.drops,
+            control: &self.control,
             now: self.now,
             mtu: super::MTU,
         };

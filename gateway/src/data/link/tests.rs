@@ -4,6 +4,7 @@ use super::wire::*;
 use super::*;
 use crate::data::outbox::Datagram;
 use crate::data::staging::STAGED_BYTES;
+use crate::io::udp::Local;
 
 const BOTH: [bool; 2] = [true, true];
 const NEITHER: [bool; 2] = [false, false];

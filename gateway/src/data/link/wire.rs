@@ -22,6 +22,7 @@ pub(in crate::data) struct Side {
     pub(in crate::data) at: Endpoint,
     pub(in crate::data) table: IndexTable,
     pub(in crate::data) drops: Drops,
+    pub(in crate::data) control: ControlInbox,
     outbox: Outbox,
     /// Says that the interface is up; nothing is ever sent through it.
     socket: UdpSocket,
@@ -66,6 +67,15 @@ pub(in crate::data) fn kinds(datagrams: &[Datagram]) -> Vec<u8> {
 impl Side {
     /// The side with this key number, whose peer has the other; each is found at its own as a port.
     pub(in crate::data) fn new(own: u8, peer: u8, preshared_key: Option<[u8; 32]>) -> Side {
+        Side::with_rules(own, peer, preshared_key, Rules::WireGuard)
+    }
+
+    pub(in crate::data) fn with_rules(
+        own: u8,
+        peer: u8,
+        preshared_key: Option<[u8; 32]>,
+        rules: Rules,
+    ) -> Side {
         let shared = Arc::new(LinkShared::default());
         let spec = LinkSpec {
             shared: shared.clone(),
@@ -75,6 +85,7 @@ impl Side {
             limiter: limiter(own),
             remote: Some(at(peer.into()).remote),
             keepalive: 0,
+            rules,
         };
         let mut table = IndexTable::new(0);
         let link = Link::new(spec, 0, &mut table, START).unwrap();
@@ -85,6 +96,7 @@ impl Side {
             at: at(own.into()),
             table,
             drops: Drops::default(),
+            control: ControlInbox::for_mesh().unwrap(),
             outbox: Outbox::new(true),
             socket: UdpSocket::unbound().unwrap(),
             opened: Vec::new(),
@@ -101,6 +113,7 @@ impl Side {
             socket: Some(&self.socket),
             table: &mut self.table,
             drops: &self.drops,
+            control: &self.control,
             now,
             mtu: MTU,
         };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{DataThread, TICK};
 use crate::data::link::{Link, LinkSpec, Work};
 use crate::data::mailbox::Command;
+use crate::io::tun::TunQueue;
 use crate::io::udp::UdpSocket;
 
 impl DataThread {
@@ -35,6 +36,13 @@ impl DataThread {
             Command::Keepalive { slot, seconds } => {
                 self.with_link(slot, |link, work| link.set_keepalive(seconds, work))
             }
+            Command::Initiate { slot, to } => {
+                self.with_link(slot, |link, work| link.initiate_at(&to, work))
+            }
+            Command::SendControl { slot, packet, to } => {
+                self.with_link(slot, |link, work| link.send_control(&packet, to, work))
+            }
+            Command::LinkMtu { slot, mtu } => self.with_link(slot, |link, _| link.set_mtu(mtu)),
             Command::ForgetSource { slot } => self.with_link(slot, |link, _| link.forget_source()),
             Command::Socket(socket) => self.set_socket(socket),
             Command::Mark(fwmark) => {
@@ -43,6 +51,7 @@ impl DataThread {
                     tracing::error!(%error, fwmark, "the firewall mark cannot be set");
                 }
             }
+            Command::Tun(queue) => self.set_tun(queue),
             Command::Attach(attached) => match self.tun.set_attached(attached) {
                 Ok(()) => self.attached = attached,
                 Err(error) => tracing::warn!(%error, attached, "TUN queue cannot be switched"),
@@ -76,6 +85,12 @@ impl DataThread {
         }
         self.links[slot] = Some(Box::new(link));
         self.next_tick = Duration::ZERO;
+    }
+
+    fn set_tun(&mut self, queue: TunQueue) {
+        self.waiter.forget_tun(self.tun.as_fd());
+        self.tun = queue;
+        self.attached = true;
     }
 
     fn set_socket(&mut self, socket: Option<UdpSocket>) {

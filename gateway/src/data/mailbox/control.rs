@@ -1,0 +1,184 @@
+//! What data threads leave for control: handshakes, and in a mesh control packets, news of links
+//! and what reflectors answered. Every queue is bounded; what finds no room is lost and counted.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::RawHandshake;
+use crate::data::link::Endpoint;
+use crate::data::snapshot::LinkPlace;
+
+/// Handshakes that reached data threads and wait for control.
+const RAW_HANDSHAKES: usize = 256;
+const CONTROL_PACKETS: usize = 4096;
+/// All waiting control packets together.
+const CONTROL_BYTES: usize = 4 << 20;
+const NEWS: usize = 4096;
+const REFLECTED: usize = 256;
+/// Reflectors answer with less.
+const REFLECTED_LEN: usize = 512;
+/// With this begin the datagrams of reflectors; no message of WireGuard does.
+pub const REFLECTED_KIND: u8 = 0xc1;
+
+/// A packet that was opened and is no data: it came from a link-local address.
+#[derive(Debug)]
+pub struct ControlPacket {
+    pub place: LinkPlace,
+    /// Of the datagram.
+    pub from: Endpoint,
+    pub packet: Box<[u8]>,
+}
+
+/// What happened to a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A session became the one to send under, proven by a datagram from there.
+    Session { place: LinkPlace, from: Endpoint },
+    /// Something was opened that came from another address than the one in use; told once a second.
+    Source { place: LinkPlace, from: Endpoint },
+}
+
+/// A datagram of a reflector.
+#[derive(Debug)]
+pub struct Reflected {
+    pub from: SocketAddr,
+    pub datagram: Box<[u8]>,
+}
+
+pub struct ControlInbox {
+    handshakes: ArrayQueue<RawHandshake>,
+    mesh: Option<MeshQueues>,
+    /// Woken already, and not there yet.
+    waking: AtomicBool,
+    wake: EventFd,
+}
+
+struct MeshQueues {
+    packets: ArrayQueue<ControlPacket>,
+    packet_bytes: AtomicUsize,
+    news: ArrayQueue<News>,
+    reflected: ArrayQueue<Reflected>,
+}
+
+impl ControlInbox {
+    /// That of `causeway wg`: handshakes and nothing else.
+    pub fn new() -> std::io::Result<ControlInbox> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(ControlInbox {
+            handshakes: ArrayQueue::new(RAW_HANDSHAKES),
+            mesh: None,
+            waking: AtomicBool::new(false),
+            wake,
+        })
+    }
+
+    pub fn for_mesh() -> std::io::Result<ControlInbox> {
+        let mesh = MeshQueues {
+            packets: ArrayQueue::new(CONTROL_PACKETS),
+            packet_bytes: AtomicUsize::new(0),
+            news: ArrayQueue::new(NEWS),
+            reflected: ArrayQueue::new(REFLECTED),
+        };
+        Ok(ControlInbox {
+            mesh: Some(mesh),
+            ..ControlInbox::new()?
+        })
+    }
+
+    /// False if there is no room, as with all that is pushed here.
+    pub(in crate::data) fn push(&self, raw: RawHandshake) -> bool {
+        let taken = self.handshakes.push(raw).is_ok();
+        self.wake();
+        taken
+    }
+
+    pub fn pop(&self) -> Option<RawHandshake> {
+        self.handshakes.pop()
+    }
+
+    pub(in crate::data) fn push_packet(
+        &self,
+        place: LinkPlace,
+        from: Endpoint,
+        packet: &[u8],
+    ) -> bool {
+        let Some(mesh) = &self.mesh else { return false };
+        let waiting = mesh.packet_bytes.fetch_add(packet.len(), Ordering::Relaxed);
+        let taken = waiting + packet.len() <= CONTROL_BYTES
+            && mesh
+                .packets
+                .push(ControlPacket {
+                    place,
+                    from,
+                    packet: packet.into(),
+                })
+                .is_ok();
+        if !taken {
+            mesh.packet_bytes.fetch_sub(packet.len(), Ordering::Relaxed);
+        }
+        self.wake();
+        taken
+    }
+
+    pub fn pop_packet(&self) -> Option<ControlPacket> {
+        let mesh = self.mesh.as_ref()?;
+        let popped = mesh.packets.pop()?;
+        mesh.packet_bytes
+            .fetch_sub(popped.packet.len(), Ordering::Relaxed);
+        Some(popped)
+    }
+
+    pub(in crate::data) fn push_news(&self, news: News) -> bool {
+        let taken = self
+            .mesh
+            .as_ref()
+            .is_some_and(|mesh| mesh.news.push(news).is_ok());
+        self.wake();
+        taken
+    }
+
+    pub fn pop_news(&self) -> Option<News> {
+        self.mesh.as_ref()?.news.pop()
+    }
+
+    /// Takes a datagram if it is a reflector's; for whoever reads a socket, in a mesh.
+    pub fn push_reflected(&self, from: SocketAddr, datagram: &[u8]) -> bool {
+        let Some(mesh) = &self.mesh else { return false };
+        if datagram.first() != Some(&REFLECTED_KIND) || datagram.len() > REFLECTED_LEN {
+            return false;
+        }
+        let datagram = datagram.into();
+        let taken = mesh.reflected.push(Reflected { from, datagram }).is_ok();
+        self.wake();
+        taken
+    }
+
+    pub fn pop_reflected(&self) -> Option<Reflected> {
+        self.mesh.as_ref()?.reflected.pop()
+    }
+
+    pub fn wake(&self) {
+        if !self.waking.swap(true, Ordering::SeqCst) {
+            // Failing means the counter is at its limit: control will wake anyway.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    /// To be called before the queues are emptied.
+    pub fn woke(&self) {
+        let _ = self.wake.read();
+        // Not a mere store: what was pushed before is to be seen after.
+        self.waking.swap(false, Ordering::SeqCst);
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests;
