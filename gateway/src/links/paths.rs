@@ -64,7 +64,7 @@ pub(crate) struct Rtt {
 }
 
 impl Rtt {
-    fn first(sample: Duration) -> Rtt {
+    pub(crate) fn first(sample: Duration) -> Rtt {
         Rtt {
             smoothed: sample,
             deviation: sample / 2,
@@ -72,7 +72,7 @@ impl Rtt {
     }
 
     /// The weights of RFC 6298.
-    fn with(self, sample: Duration) -> Rtt {
+    pub(crate) fn with(self, sample: Duration) -> Rtt {
         let off = self.smoothed.abs_diff(sample);
         Rtt {
             smoothed: (self.smoothed * 7 + sample) / 8,
