@@ -104,7 +104,6 @@ impl Link {
         drops.add(DropReason::StagingGivenUp, self.staging.clear());
         for tunnel in self.into_tunnels() {
             table.release(tunnel.index);
-            tunnel.wipe();
         }
     }
 

@@ -249,21 +249,17 @@ impl DataThread {
     }
 
     fn frame_from_tun(&mut self, len: usize) {
-        if self.is_control_from_tun(len) {
-            return self.drops.count(DropReason::ControlFromTun);
-        }
-        let Some(to) = self
-            .frame
-            .get(VnetHeader::LEN..len)
-            .and_then(address::destination)
-        else {
+        let Some(packet) = self.frame.get(VnetHeader::LEN..len) else {
             return self.drops.count(DropReason::TunMalformed);
         };
-        match self
-            .snapshot
-            .load()
-            .link_for(to, &self.frame[VnetHeader::LEN..len])
-        {
+        let snapshot = self.snapshot.load();
+        if snapshot.is_mesh() && link_local::concerns(packet) {
+            return self.drops.count(DropReason::ControlFromTun);
+        }
+        let Some(to) = address::destination(packet) else {
+            return self.drops.count(DropReason::TunMalformed);
+        };
+        match snapshot.link_for(to, packet) {
             Ok(place) => self.give_to(place, len),
             Err(reason) => {
                 let frame = std::mem::take(&mut self.frame);

@@ -267,10 +267,12 @@ impl Tunnel {
         self.initiation
             .is_some_and(|sent| now.saturating_sub(sent.sent_at) < age)
     }
+}
 
-    /// Keys do not stay in memory that is given back, as far as boringtun lets us: another `Tunn`
-    /// is moved over this one.
-    pub(super) fn wipe(mut self: Box<Self>) {
+/// Keys do not stay in memory that is given back, as far as boringtun lets us: another `Tunn` is
+/// moved over this one.
+impl Drop for Tunnel {
+    fn drop(&mut self) {
         let nobody = x25519::PublicKey::from([0; 32]);
         self.tunn = Tunn::new([0; 32].into(), nobody, None, None, 0, None);
     }

@@ -12,15 +12,6 @@ use crate::drops::DropReason;
 use crate::packet::address;
 
 impl DataThread {
-    /// Whether the frame that was read has an address that only gateways may use.
-    pub(super) fn is_control_from_tun(&mut self, len: usize) -> bool {
-        self.snapshot.load().is_mesh()
-            && self
-                .frame
-                .get(VnetHeader::LEN..len)
-                .is_some_and(link_local::concerns)
-    }
-
     /// A control packet was opened, which goes no further.
     pub(super) fn give_to_control(
         &self,
