@@ -70,12 +70,12 @@ impl Side {
         Side::with_rules(own, peer, preshared_key, Rules::WireGuard)
     }
 
-    pub(in crate::data) fn with_rules(
-        own: u8,
-        peer: u8,
-        preshared_key: Option<[u8; 32]>,
-        rules: Rules,
-    ) -> Side {
+    /// A gateway's link to another: nobody has said yet where that is.
+    pub(in crate::data) fn in_mesh(own: u8, peer: u8) -> Side {
+        Side::with_rules(own, peer, None, Rules::Mesh)
+    }
+
+    fn with_rules(own: u8, peer: u8, preshared_key: Option<[u8; 32]>, rules: Rules) -> Side {
         let shared = Arc::new(LinkShared::default());
         let spec = LinkSpec {
             shared: shared.clone(),
@@ -83,7 +83,7 @@ impl Side {
             peer_key: public(peer),
             preshared_key,
             limiter: limiter(own),
-            remote: Some(at(peer.into()).remote),
+            remote: (rules == Rules::WireGuard).then_some(at(peer.into()).remote),
             keepalive: 0,
             rules,
         };
@@ -183,6 +183,15 @@ impl Wire {
         Wire {
             a: Side::new(1, 2, key),
             b: Side::new(2, 1, key),
+            now: START,
+        }
+    }
+
+    /// Two gateways that control has told nothing yet.
+    pub(in crate::data) fn in_mesh() -> Wire {
+        Wire {
+            a: Side::in_mesh(1, 2),
+            b: Side::in_mesh(2, 1),
             now: START,
         }
     }

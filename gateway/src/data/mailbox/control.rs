@@ -133,10 +133,8 @@ impl ControlInbox {
     }
 
     pub(in crate::data) fn push_news(&self, news: News) -> bool {
-        let taken = self
-            .mesh
-            .as_ref()
-            .is_some_and(|mesh| mesh.news.push(news).is_ok());
+        let Some(mesh) = &self.mesh else { return false };
+        let taken = mesh.news.push(news).is_ok();
         self.wake();
         taken
     }

@@ -1,1 +1,81 @@
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::*;
+
+const PLACE: LinkPlace = LinkPlace { thread: 1, slot: 2 };
+
+fn from() -> Endpoint {
+    Endpoint {
+        remote: ([192, 0, 2, 1], 7).into(),
+        local: None,
+    }
+}
+
+fn is_awake(inbox: &ControlInbox) -> bool {
+    let mut fds = [PollFd::new(inbox.fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+}
+
+#[test]
+fn control_packets_are_bounded_in_number() {
+    let inbox = ControlInbox::for_mesh().unwrap();
+    let taken = (0..5000)
+        .filter(|_| inbox.push_packet(PLACE, from(), &[0; 40]))
+        .count();
+    assert_eq!(taken, CONTROL_PACKETS);
+}
+
+#[test]
+fn control_packets_are_bounded_in_bytes_and_room_comes_back() {
+    let inbox = ControlInbox::for_mesh().unwrap();
+    let packet = vec![0; 9216];
+    let fill = || {
+        (0..5000)
+            .filter(|_| inbox.push_packet(PLACE, from(), &packet))
+            .count()
+    };
+    let fit = CONTROL_BYTES / packet.len();
+    assert_eq!(fill(), fit);
+    let popped = std::iter::from_fn(|| inbox.pop_packet()).count();
+    assert_eq!((popped, fill()), (fit, fit));
+}
+
+#[test]
+fn only_what_a_reflector_may_say_is_taken_for_its_word() {
+    let inbox = ControlInbox::for_mesh().unwrap();
+    for datagram in [&[][..], &[4, 0, 0, 0], &[REFLECTED_KIND; 513]] {
+        assert!(!inbox.push_reflected(from().remote, datagram));
+    }
+    assert!(inbox.push_reflected(from().remote, &[REFLECTED_KIND, 1]));
+    let reflected = inbox.pop_reflected().unwrap();
+    assert_eq!(*reflected.datagram, [REFLECTED_KIND, 1]);
+    assert_eq!(reflected.from, from().remote);
+}
+
+#[test]
+fn outside_a_mesh_nothing_of_one_is_taken() {
+    let inbox = ControlInbox::new().unwrap();
+    let news = News::Session {
+        place: PLACE,
+        from: from(),
+    };
+    assert!(!inbox.push_packet(PLACE, from(), &[0; 40]));
+    assert!(!inbox.push_news(news));
+    assert!(!inbox.push_reflected(from().remote, &[REFLECTED_KIND]));
+    assert!(!is_awake(&inbox), "nobody is woken for nothing");
+}
+
+#[test]
+fn control_is_woken_once_for_all_that_comes_before_it_looks() {
+    let inbox = ControlInbox::for_mesh().unwrap();
+    assert!(!is_awake(&inbox));
+    for _ in 0..3 {
+        inbox.push_packet(PLACE, from(), &[0; 40]);
+    }
+    assert!(is_awake(&inbox));
+    inbox.woke();
+    assert!(!is_awake(&inbox));
+    assert_eq!(std::iter::from_fn(|| inbox.pop_packet()).count(), 3);
+    inbox.push_packet(PLACE, from(), &[0; 40]);
+    assert!(is_awake(&inbox));
+}
