@@ -90,9 +90,10 @@ pub struct Hello {
     pub number: u64,
     /// Milliseconds until the next at the latest.
     pub interval: u16,
-    /// The last of the receiver's hellos; `None` if none came.
+    /// The last of the receiver's hellos; `None` if none came, or if the receiver has not proven
+    /// yet who it is.
     pub heard: Option<Heard>,
-    /// Whether the sender sends the receiver its site's packets: the link is in its snapshot.
+    /// Whether the link is up for the sender: what the receiver sends through it is taken.
     pub carries: bool,
 }
 
@@ -100,7 +101,7 @@ pub struct Hello {
 pub struct Heard {
     pub boot: u64,
     pub number: u64,
-    /// Milliseconds since it came.
+    /// Milliseconds since anything was opened that came from the receiver.
     pub age: u32,
 }
 
@@ -130,6 +131,8 @@ pub struct Word {
 pub struct Lost {
     /// Reaches none at all.
     pub all: bool,
+    /// Which tags this message speaks of, both ends included; many go in several messages.
+    pub span: (u64, u64),
     /// First bytes of the hashes of their names ([`site_tag`]); with `all` it is empty.
     pub sites: Vec<u64>,
 }
