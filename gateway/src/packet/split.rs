@@ -140,6 +140,16 @@ impl<'a> Segments<'a> {
         self.headers.ecn()
     }
 
+    /// Bytes of the largest packet, without padding.
+    #[inline]
+    pub fn largest(&self) -> usize {
+        let total = self.headers.total_length;
+        match &self.cut {
+            None => total,
+            Some(cut) => total.min(cut.payload + cut.size),
+        }
+    }
+
     /// How many packets the frame holds, handed out or not.
     pub fn count(&self) -> usize {
         self.count

@@ -1,4 +1,5 @@
-//! The ICMP error for a packet that no peer takes (RFC 792, RFC 1122 3.2.2, RFC 4443 2.4 and 3.1).
+//! The ICMP error for a packet that goes nowhere: no peer takes it, or it is too big for its link
+//! (RFC 792, RFC 1191 4, RFC 1122 3.2.2, RFC 4443 2.4, 3.1 and 3.2).
 //!
 //! It goes back through the TUN and names the packet's destination as its source: an address of this
 //! host would fail the kernel's reverse path check there.
@@ -9,6 +10,7 @@ mod tests;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::packet::checksum;
+use crate::packet::fit::IPV6_LEAST;
 use crate::packet::headers::{
     Fragment, Headers, IPV4_HEADER, IPV6_HEADER, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
 };
@@ -24,12 +26,57 @@ const CLASS: u8 = 0xc0;
 
 const V4_DESTINATION_UNREACHABLE: u8 = 3;
 const V4_HOST_UNREACHABLE: u8 = 1;
+const V4_FRAGMENTATION_NEEDED: u8 = 4;
 const V6_DESTINATION_UNREACHABLE: u8 = 1;
 const V6_ADDRESS_UNREACHABLE: u8 = 3;
+const V6_PACKET_TOO_BIG: u8 = 2;
 
-/// Writes the answer to `packet` to the front of `answer` and returns its length; `None` where
-/// there must be no answer, or where `answer` has less than `MAX_LEN` bytes.
+/// What is wrong.
+#[derive(Clone, Copy)]
+enum Complaint {
+    Unreachable,
+    /// The packets that pass.
+    TooBig(u16),
+}
+
+impl Complaint {
+    fn v4(self) -> [u8; ICMP_HEADER] {
+        let unreachable = V4_DESTINATION_UNREACHABLE;
+        match self {
+            Complaint::Unreachable => [unreachable, V4_HOST_UNREACHABLE, 0, 0, 0, 0, 0, 0],
+            Complaint::TooBig(mtu) => {
+                let [high, low] = mtu.to_be_bytes();
+                let code = V4_FRAGMENTATION_NEEDED;
+                [unreachable, code, 0, 0, 0, 0, high, low]
+            }
+        }
+    }
+
+    fn v6(self) -> [u8; ICMP_HEADER] {
+        let (kind, code) = (V6_DESTINATION_UNREACHABLE, V6_ADDRESS_UNREACHABLE);
+        match self {
+            Complaint::Unreachable => [kind, code, 0, 0, 0, 0, 0, 0],
+            Complaint::TooBig(mtu) => {
+                // Whoever is told less takes no notice (RFC 8201 section 4).
+                let [high, low] = mtu.max(IPV6_LEAST as u16).to_be_bytes();
+                [V6_PACKET_TOO_BIG, 0, 0, 0, 0, 0, high, low]
+            }
+        }
+    }
+}
+
+/// Writes the answer to a `packet` that no peer takes to the front of `answer` and returns its length;
+/// `None` where there must be no answer, or where `answer` has less than `MAX_LEN` bytes.
 pub fn build(packet: &[u8], answer: &mut [u8]) -> Option<usize> {
+    build_with(Complaint::Unreachable, packet, answer)
+}
+
+/// The same for a packet above `mtu` that may not go in pieces.
+pub fn build_too_big(packet: &[u8], mtu: u16, answer: &mut [u8]) -> Option<usize> {
+    build_with(Complaint::TooBig(mtu), packet, answer)
+}
+
+fn build_with(complaint: Complaint, packet: &[u8], answer: &mut [u8]) -> Option<usize> {
     let headers = Headers::parse(packet)?;
     let packet = &packet[..headers.total_length];
     let answer = answer.first_chunk_mut::<MAX_LEN>()?;
@@ -37,12 +84,12 @@ pub fn build(packet: &[u8], answer: &mut [u8]) -> Option<usize> {
         return None;
     }
     match (headers.source, headers.destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            (is_host_v4(source) && is_host_v4(destination)).then(|| build_v4(packet, answer))
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            (is_host_v6(source) && is_host_v6(destination)).then(|| build_v6(packet, answer))
-        }
+        (IpAddr::V4(source), IpAddr::V4(destination)) => (is_host_v4(source)
+            && is_host_v4(destination))
+        .then(|| build_v4(complaint, packet, answer)),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => (is_host_v6(source)
+            && is_host_v6(destination))
+        .then(|| build_v6(complaint, packet, answer)),
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
     }
 }
@@ -71,7 +118,7 @@ fn is_host_v6(address: Ipv6Addr) -> bool {
     !address.is_unspecified() && !address.is_loopback() && !address.is_multicast()
 }
 
-fn build_v4(packet: &[u8], answer: &mut [u8; MAX_LEN]) -> usize {
+fn build_v4(complaint: Complaint, packet: &[u8], answer: &mut [u8; MAX_LEN]) -> usize {
     let quoted = packet.len().min(MAX_LEN_V4 - IPV4_HEADER - ICMP_HEADER);
     let length = IPV4_HEADER + ICMP_HEADER + quoted;
     let (header, icmp) = answer[..length].split_at_mut(IPV4_HEADER);
@@ -85,16 +132,11 @@ fn build_v4(packet: &[u8], answer: &mut [u8; MAX_LEN]) -> usize {
     header[16..20].copy_from_slice(&packet[12..16]);
     let sum = checksum::complement(checksum::sum(header, 0));
     header[10..12].copy_from_slice(&sum.to_be_bytes());
-    fill_icmp(
-        icmp,
-        [V4_DESTINATION_UNREACHABLE, V4_HOST_UNREACHABLE],
-        &packet[..quoted],
-        0,
-    );
+    fill_icmp(icmp, complaint.v4(), &packet[..quoted], 0);
     length
 }
 
-fn build_v6(packet: &[u8], answer: &mut [u8; MAX_LEN]) -> usize {
+fn build_v6(complaint: Complaint, packet: &[u8], answer: &mut [u8; MAX_LEN]) -> usize {
     let quoted = packet.len().min(MAX_LEN - IPV6_HEADER - ICMP_HEADER);
     let length = IPV6_HEADER + ICMP_HEADER + quoted;
     let (header, icmp) = answer[..length].split_at_mut(IPV6_HEADER);
@@ -107,14 +149,12 @@ fn build_v6(packet: &[u8], answer: &mut [u8; MAX_LEN]) -> usize {
     header[8..24].copy_from_slice(&packet[24..40]);
     header[24..40].copy_from_slice(&packet[8..24]);
     let pseudo_header = checksum::pseudo_header(&header[8..40], PROTOCOL_ICMPV6, icmp.len());
-    let kind = [V6_DESTINATION_UNREACHABLE, V6_ADDRESS_UNREACHABLE];
-    fill_icmp(icmp, kind, &packet[..quoted], pseudo_header);
+    fill_icmp(icmp, complaint.v6(), &packet[..quoted], pseudo_header);
     length
 }
 
-fn fill_icmp(icmp: &mut [u8], kind: [u8; 2], quoted: &[u8], pseudo_header: u64) {
-    icmp[..ICMP_HEADER].fill(0);
-    icmp[..2].copy_from_slice(&kind);
+fn fill_icmp(icmp: &mut [u8], header: [u8; ICMP_HEADER], quoted: &[u8], pseudo_header: u64) {
+    icmp[..ICMP_HEADER].copy_from_slice(&header);
     icmp[ICMP_HEADER..].copy_from_slice(quoted);
     let sum = checksum::complement(checksum::sum(icmp, pseudo_header));
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());

@@ -160,3 +160,28 @@ fn malformed_packets_and_small_buffers_give_nothing() {
     assert_eq!(answer(&[0x45; 12]), None);
     assert_eq!(build(&udp(Flow::v4_udp(), 10), &mut [0; MAX_LEN - 1]), None);
 }
+
+#[test]
+fn a_packet_that_is_too_big_is_answered_with_what_passes() {
+    let told = |packet: &[u8], mtu| {
+        let mut buffer = [0xaa; MAX_LEN];
+        let length = build_too_big(packet, mtu, &mut buffer).unwrap();
+        buffer[..length].to_vec()
+    };
+    let packet = udp(Flow::v4_udp(), 1400);
+    let error = told(&packet, 1392);
+    assert_eq!(error[20..22], [3, 4]);
+    assert_eq!(error[24..28], 1392_u32.to_be_bytes());
+    assert_eq!(error[28..], packet[..548]);
+    assert_eq!(ones_complement(&error[20..], 0), 0xffff);
+    for (mtu, expected) in [(1392, 1392_u32), (1240, 1280)] {
+        let packet = udp(Flow::v6_udp(), 1400);
+        let error = told(&packet, mtu);
+        assert_eq!(error[40..42], [2, 0]);
+        assert_eq!(error[44..48], expected.to_be_bytes());
+        assert_eq!(error[48..], packet[..1232]);
+        let pseudo_header = [&error[8..40], &[0, 0, 4, 0xd8, 0, 0, 0, 58]].concat();
+        let pseudo_header = u64::from(ones_complement(&pseudo_header, 0));
+        assert_eq!(ones_complement(&error[40..], pseudo_header), 0xffff);
+    }
+}
