@@ -14,4 +14,4 @@ pub mod vnet;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;

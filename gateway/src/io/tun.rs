@@ -310,6 +310,15 @@ fn refused(name: &str, error: io::Error) -> TunError {
 }
 
 impl TunQueue {
+    /// Frames go to and come from the other end of a socket that keeps their bounds.
+    #[cfg(test)]
+    pub(crate) fn stand_in(socket: OwnedFd) -> TunQueue {
+        TunQueue {
+            file: socket.into(),
+            attached: true,
+        }
+    }
+
     /// Another descriptor of the same queue, for what is asked of the interface as a whole.
     pub fn handle(&self) -> io::Result<OwnedFd> {
         self.file.as_fd().try_clone_to_owned()

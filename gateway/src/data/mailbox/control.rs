@@ -21,6 +21,15 @@ const NEWS: usize = 4096;
 const REFLECTED: usize = 256;
 /// Reflectors answer with less.
 const REFLECTED_LEN: usize = 512;
+const _: () = assert!(
+    CONTROL_BYTES
+        + CONTROL_PACKETS * size_of::<ControlPacket>()
+        + NEWS * size_of::<News>()
+        + REFLECTED * (size_of::<Reflected>() + REFLECTED_LEN)
+        + RAW_HANDSHAKES * size_of::<RawHandshake>()
+        < 6 << 20,
+    "the most that can wait for control"
+);
 /// With this begin the datagrams of reflectors; no message of WireGuard does.
 pub const REFLECTED_KIND: u8 = 0xc1;
 

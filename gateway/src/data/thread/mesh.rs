@@ -75,3 +75,6 @@ impl DataThread {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
