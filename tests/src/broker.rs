@@ -29,7 +29,7 @@ use crate::lab::{Process, wait_for};
 
 /// What nothing here should take; a test of a bar has a limit of its own.
 pub const ENOUGH: Duration = Duration::from_secs(20);
-const PORT: u16 = 7800;
+pub const PORT: u16 = 7800;
 const HTTP_PORT: u16 = 7880;
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -41,6 +41,8 @@ pub struct Mesh {
     addresses: Vec<String>,
     pub brokers: Vec<Broker>,
     pub about: About,
+    /// The network namespace where the operator's commands run; this one's if none.
+    namespace: Option<String>,
 }
 
 /// What `broker init` told.
@@ -127,6 +129,18 @@ impl Mesh {
         Mesh::init(directory, broker, None)
     }
 
+    /// At rest, with the broker's address in a network namespace; it runs there.
+    pub fn placed(tag: &str, address: SocketAddr, namespace: &str) -> Result<Mesh> {
+        let directory = Directory::new(tag)?;
+        let mut broker = Broker::prepare(directory.path(), 0, None)?;
+        broker.address = address;
+        let enter = ["ip", "netns", "exec", namespace];
+        broker.through = enter.map(str::to_owned).to_vec();
+        let mut mesh = Mesh::init(directory, broker, None)?;
+        mesh.namespace = Some(namespace.to_owned());
+        Ok(mesh)
+    }
+
     fn init(directory: Directory, mut broker: Broker, store: Option<&str>) -> Result<Mesh> {
         let authority = directory.path().join("authority");
         let mut command = broker.init_command(store);
@@ -143,6 +157,7 @@ impl Mesh {
             addresses: Vec::new(),
             brokers: vec![broker],
             about,
+            namespace: None,
         })
     }
 
@@ -186,7 +201,10 @@ impl Mesh {
 
     /// A command of the operator on the first broker's host.
     pub fn operator(&self, words: &[&str]) -> Command {
-        let mut command = causeway();
+        let mut command = match &self.namespace {
+            Some(namespace) => within(namespace, &causeway()),
+            None => causeway(),
+        };
         command
             .args(words)
             .arg("--state-dir")
@@ -219,6 +237,22 @@ impl Mesh {
     pub fn join(&self, node: &str, token: &str) -> Result<Said> {
         join(&self.node(node), node, token)
     }
+}
+
+/// The same command in a network namespace.
+pub fn within(namespace: &str, plain: &Command) -> Command {
+    let mut command = Command::new("ip");
+    command
+        .args(["netns", "exec", namespace])
+        .arg(plain.get_program())
+        .args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
 }
 
 /// `causeway join` with the token on standard input.

@@ -9,6 +9,7 @@ pub mod echo;
 pub mod fuzz;
 pub mod hand;
 pub mod lab;
+pub mod mesh;
 pub mod relay;
 pub mod rival;
 pub mod shown;
