@@ -1,5 +1,8 @@
 //! The laboratory of whole meshes itself: a watch that sees nothing proves nothing.
 
+#![cfg(test)]
+#![forbid(unsafe_code)]
+
 use tests::lab::skip;
 use tests::mesh::{Mesh, Nat, Plan};
 

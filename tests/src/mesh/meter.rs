@@ -26,7 +26,6 @@ pub struct Meter {
     ended: Arc<AtomicBool>,
     sender: Option<JoinHandle<Vec<u64>>>,
     receiver: Option<JoinHandle<Vec<Arrival>>>,
-    begin: Instant,
 }
 
 struct Arrival {
@@ -48,8 +47,20 @@ pub struct Report {
     /// Flows that stood still for more than a tenth of a second.
     pub disturbed: usize,
     pub sources: BTreeSet<IpAddr>,
-    /// When the first datagram of any flow came, since the meter was started.
-    pub first: Option<Duration>,
+    /// When datagrams came, in order.
+    times: Vec<Instant>,
+}
+
+impl Report {
+    /// How long after `start` the first datagram came.
+    pub fn first_after(&self, start: Instant) -> Option<Duration> {
+        let at = self.times.iter().find(|at| **at >= start)?;
+        Some(*at - start)
+    }
+
+    pub fn last(&self) -> Option<Instant> {
+        self.times.last().copied()
+    }
 }
 
 impl Meter {
@@ -67,7 +78,6 @@ impl Meter {
             from.within(|| (0..FLOWS).map(|_| UdpSocket::bind(any)).collect())?;
         let sockets = sockets.context("cannot open the meter's sockets")?;
         let ended = Arc::new(AtomicBool::new(false));
-        let begin = Instant::now();
         let sender = std::thread::spawn({
             let ended = Arc::clone(&ended);
             move || send(&sockets, target, &ended)
@@ -80,13 +90,7 @@ impl Meter {
             ended,
             sender: Some(sender),
             receiver: Some(receiver),
-            begin,
         })
-    }
-
-    /// When it was started.
-    pub fn begin(&self) -> Instant {
-        self.begin
     }
 
     pub fn finish(mut self) -> Report {
@@ -99,7 +103,7 @@ impl Meter {
         let arrivals = arrivals
             .and_then(Result::ok)
             .expect("the receiver does not panic");
-        report(&sent, &arrivals, self.begin)
+        report(&sent, &arrivals)
     }
 }
 
@@ -152,7 +156,7 @@ fn receive(socket: &UdpSocket, ended: &AtomicBool) -> Vec<Arrival> {
     }
 }
 
-fn report(sent: &[u64], arrivals: &[Arrival], begin: Instant) -> Report {
+fn report(sent: &[u64], arrivals: &[Arrival]) -> Report {
     let mut report = Report {
         sent: sent.iter().sum(),
         lost: 0,
@@ -160,7 +164,7 @@ fn report(sent: &[u64], arrivals: &[Arrival], begin: Instant) -> Report {
         gap: Duration::ZERO,
         disturbed: 0,
         sources: arrivals.iter().map(|arrival| arrival.from).collect(),
-        first: arrivals.first().map(|arrival| arrival.at - begin),
+        times: arrivals.iter().map(|arrival| arrival.at).collect(),
     };
     for (flow, sent) in sent.iter().enumerate() {
         let of_flow: Vec<&Arrival> = arrivals.iter().filter(|one| one.flow == flow).collect();
