@@ -3,8 +3,13 @@
 #![cfg(test)]
 #![forbid(unsafe_code)]
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+};
 use serde_json::Value;
 use tests::lab::{Namespace, skip};
 use tests::mesh::{Mesh, Nat, PATIENCE, Plan};
@@ -204,4 +209,71 @@ fn a_path_mtu_that_the_kernel_has_cached_low_changes_nothing() {
     let link = gateway.link("g21").unwrap();
     assert!(link["mtu"].as_u64().unwrap() >= 1400, "{link}");
     assert_eq!(link["state"], "up");
+}
+
+/// An ICMP error as a router on the way would send it, about a datagram that the gateway sent.
+fn forge_too_big(router: &Namespace, from: Ipv4Addr, to: Ipv4Addr, mtu: u16) {
+    let mut quoted = vec![0x45, 0, 5, 0, 0, 0, 0x40, 0, 64, 17, 0, 0];
+    quoted.extend_from_slice(&from.octets());
+    quoted.extend_from_slice(&to.octets());
+    let sum = checksum(&quoted);
+    quoted[10..12].copy_from_slice(&sum.to_be_bytes());
+    // 51820 to 51820, and a length.
+    quoted.extend_from_slice(&[0xca, 0x6c, 0xca, 0x6c, 4, 0xec, 0, 0]);
+    let mut message = vec![3, 4, 0, 0, 0, 0];
+    message.extend_from_slice(&mtu.to_be_bytes());
+    message.extend_from_slice(&quoted);
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    router
+        .within(|| {
+            let socket = socket(
+                AddressFamily::Inet,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::Icmp,
+            )?;
+            let target = SockaddrIn::from(SocketAddrV4::new(from, 0));
+            sendto(socket.as_raw_fd(), &message, &target, MsgFlags::empty())
+        })
+        .unwrap()
+        .unwrap();
+}
+
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !(((sum & 0xffff) + (sum >> 16)) as u16)
+}
+
+#[test]
+fn a_forged_too_big_for_the_outer_path_changes_nothing() {
+    if skip("a_forged_too_big", &["nft"]) {
+        return;
+    }
+    let mesh = Mesh::up("forged", &[one(Nat::None), one(Nat::None)]).unwrap();
+    let [IpAddr::V4(own), IpAddr::V4(remote)] =
+        [0, 1].map(|site: usize| mesh.sites[site].gateways[0].outer)
+    else {
+        panic!("the outer network is IPv4");
+    };
+    let transfers = mesh.transfers(0, 1).unwrap();
+    for _ in 0..20 {
+        forge_too_big(&mesh.internet, own, remote, 576);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let gateway = &mesh.sites[0].gateways[0];
+    // What the kernel made of it: without that the forgery would have proven nothing.
+    let cached = gateway
+        .namespace
+        .run("ip", &["route", "get", &remote.to_string()])
+        .unwrap();
+    println!("the kernel believes: {cached}");
+    let transfer = transfers.finish().unwrap();
+    assert!(transfer.stall < Duration::from_millis(500), "{transfer:?}");
+    let link = gateway.link("g21").unwrap();
+    assert!(link["mtu"].as_u64().unwrap() >= 1400, "{link}");
 }
