@@ -8,12 +8,14 @@
 //! Site S has 10.S.0.0/16 and fd00:0:S::/48. Nothing of these may be seen on the internet: a watch
 //! counts it there from the first second to the last.
 
+mod crowd;
 mod gateway;
 mod meter;
 mod site;
 mod transfers;
 mod watch;
 
+pub use crowd::Crowd;
 pub use gateway::{GatewayNode, Start};
 pub use meter::{Meter, Report};
 pub use site::{Nat, Site};

@@ -203,14 +203,15 @@ impl Actor {
 
     /// Its next record, with its enrolment, as it is published. The zone tells records apart.
     pub fn next_member(&mut self, zone: &str) -> Vec<u8> {
-        self.sign(NodeState::Present(presence(zone)))
+        self.member(NodeState::Present(presence(zone)))
     }
 
     pub fn withdrawal(&mut self) -> Vec<u8> {
-        self.sign(NodeState::Withdrawn)
+        self.member(NodeState::Withdrawn)
     }
 
-    fn sign(&mut self, state: NodeState) -> Vec<u8> {
+    /// Its next record, whatever it says, with its enrolment.
+    pub fn member(&mut self, state: NodeState) -> Vec<u8> {
         self.sequence += 1;
         let record = Record {
             mesh: self.mesh,
