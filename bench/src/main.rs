@@ -9,6 +9,7 @@ mod cpu;
 mod iperf;
 mod machine;
 mod measure;
+mod mesh;
 mod micro;
 mod output;
 mod report;
@@ -39,6 +40,8 @@ enum What {
     Micro(micro::Options),
     /// A broker and a thousand sites: how fast a change reaches all, memory, a crash, a flood
     Broker(broker::Options),
+    /// A gateway with a thousand remote ones: the speed of its busy link, memory, CPU at rest
+    Mesh(mesh::Options),
 }
 
 fn main() -> Result<()> {
@@ -47,5 +50,6 @@ fn main() -> Result<()> {
         What::Scale(options) => scale::run(&options),
         What::Micro(options) => micro::run(&options),
         What::Broker(options) => broker::run(&options),
+        What::Mesh(options) => mesh::run(&options),
     }
 }
