@@ -86,6 +86,8 @@ reasons! {
     ControlFromTun = "control_from_tun",
     /// From the TUN: no gateway of the destination's site can be reached, from siblings neither.
     SiteDown = "site_down",
+    /// Larger than its link carries, and not to be cut; the sender was told by ICMP.
+    TooBig = "too_big",
     /// The link chosen for it has no session any more.
     LinkNoSession = "link_no_session",
     /// Opened: the destination is in none of our own prefixes.

@@ -9,7 +9,7 @@ use crate::drops::{DropReason, Drops};
 use crate::io::tun::TunQueue;
 use crate::packet::coalesce::Coalescer;
 use crate::packet::vnet::Gso;
-use crate::packet::{address, ecn};
+use crate::packet::{address, ecn, mss};
 
 /// As much as one batch of datagrams can hold.
 const OPENED: usize = 512 << 10;
@@ -72,6 +72,14 @@ impl Inward {
     /// The first bytes of what was opened into the last room.
     pub(super) fn opened(&self, len: usize) -> &[u8] {
         &self.opened[self.used..self.used + len]
+    }
+
+    /// Has a SYN that was opened announce no more than fits into packets of `mtu` bytes.
+    pub(super) fn clamp_syn(&mut self, len: usize, mtu: usize) {
+        let packet = &mut self.opened[self.used..self.used + len];
+        if mss::may_be_syn(packet) {
+            mss::clamp(packet, mtu, false);
+        }
     }
 
     /// Takes what was opened at the beginning of the last room, if it may come from `place`.

@@ -1,6 +1,7 @@
 //! The loop of one data thread.
 
 mod commands;
+mod fitted;
 mod mesh;
 
 use std::io::IoSlice;
@@ -24,8 +25,9 @@ use crate::io::boottime;
 use crate::io::tun::TunQueue;
 use crate::io::udp::{Inbox, Received, UdpSocket};
 use crate::packet::split::{SPARE, Segments};
-use crate::packet::vnet::VnetHeader;
-use crate::packet::{address, unreachable};
+use crate::packet::vnet::{Gso, VnetHeader};
+use crate::packet::{address, mss, unreachable};
+use fitted::{Fitter, TooLarge};
 
 /// A vnet header, the largest packet, and room for padding behind it.
 pub const FRAME_BUFFER: usize = VnetHeader::LEN + 65_536 + SPARE;
@@ -92,6 +94,7 @@ pub struct DataThread {
     next_tick: Duration,
     errors_since: Duration,
     errors_left: u32,
+    fitter: Fitter,
     stopping: bool,
 }
 
@@ -123,6 +126,7 @@ impl DataThread {
             next_tick: Duration::ZERO,
             errors_since: Duration::ZERO,
             errors_left: ERRORS_PER_SECOND,
+            fitter: Fitter::default(),
             stopping: false,
         })
     }
@@ -301,10 +305,27 @@ impl DataThread {
             }
             Some(_) => return self.drops.count(DropReason::Loop),
         };
-        let mut segments = match Segments::new(header, &mut frame[VnetHeader::LEN..], packet_len) {
+        let limit = self.limit(slot);
+        let buffer = &mut frame[VnetHeader::LEN..];
+        if let Some(mtu) = limit
+            && header.gso == Gso::None
+            && mss::may_be_syn(&buffer[..packet_len])
+        {
+            mss::clamp(&mut buffer[..packet_len], mtu, header.needs_csum);
+        }
+        let mut segments = match Segments::new(header, buffer, packet_len) {
             Ok(segments) => segments,
             Err(reason) => return self.drops.count(reason),
         };
+        if let Some(mtu) = limit.filter(|limit| segments.largest() > *limit) {
+            let large = TooLarge {
+                slot,
+                header,
+                hops,
+                mtu,
+            };
+            return self.transmit_fitted(&large, &mut frame[VnetHeader::LEN..], packet_len);
+        }
         let (links, mut work) = self.work();
         match links.get_mut(slot as usize) {
             Some(Some(link)) if link.remote().is_some() => {
@@ -313,6 +334,11 @@ impl DataThread {
             Some(Some(_)) => self.refuse(DropReason::NoEndpoint, &frame[VnetHeader::LEN..len]),
             _ => self.drops.count(DropReason::NoPeer),
         }
+    }
+
+    /// The largest packet that the link carries, if it is of a mesh.
+    fn limit(&self, slot: u32) -> Option<usize> {
+        self.links.get(slot as usize)?.as_ref()?.limit()
     }
 
     /// Whether this is what we sent to the peer of this link, on its way to be sent there again.
@@ -343,6 +369,11 @@ impl DataThread {
     /// Tells the sender that no peer takes this packet.
     fn refuse(&mut self, reason: DropReason, packet: &[u8]) {
         self.drops.count(reason);
+        self.complain(|answer| unreachable::build(packet, answer));
+    }
+
+    /// Writes an ICMP error to the TUN, unless there were too many.
+    fn complain(&mut self, build: impl FnOnce(&mut [u8]) -> Option<usize>) {
         if self.now.saturating_sub(self.errors_since) >= Duration::from_secs(1) {
             (self.errors_since, self.errors_left) = (self.now, ERRORS_PER_SECOND);
         }
@@ -350,7 +381,7 @@ impl DataThread {
             return;
         }
         let mut answer = [0; unreachable::MAX_LEN];
-        if let Some(size) = unreachable::build(packet, &mut answer) {
+        if let Some(size) = build(&mut answer) {
             self.errors_left -= 1;
             let plain = [0; VnetHeader::LEN];
             // A full TUN loses one error message: nothing follows from that.
@@ -555,8 +586,13 @@ impl DataThread {
             thread: self.id as u32,
             slot,
         };
-        if snapshot.is_mesh() && link_local::is_control(self.inward.opened(len)) {
-            return self.give_to_control(place, from, len);
+        if snapshot.is_mesh() {
+            if link_local::is_control(self.inward.opened(len)) {
+                return self.give_to_control(place, from, len);
+            }
+            if let Some(mtu) = link.limit() {
+                self.inward.clamp_syn(len, mtu);
+            }
         }
         self.inward.deliver(len, outer_ecn, place, snapshot)
     }

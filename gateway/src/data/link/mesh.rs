@@ -57,6 +57,11 @@ impl Link {
         self.mesh.mtu = mtu.into();
     }
 
+    /// The largest packet that the path carries; in `causeway wg` nobody asks.
+    pub fn limit(&self) -> Option<usize> {
+        (self.spec.rules == Rules::Mesh).then_some(self.mesh.mtu)
+    }
+
     /// Up to where packets are padded.
     pub(super) fn padding_limit(&self, work: &Work<'_>) -> usize {
         match self.spec.rules {
