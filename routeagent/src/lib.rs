@@ -2,4 +2,21 @@
 //! diff, apply. What is wanted is one value that prints like `ip route`; what is found is read from
 //! the kernel, never assumed.
 
+#![forbid(unsafe_code)]
+
+mod agent;
+mod cleanup;
+pub mod diff;
 pub mod facts;
+pub mod guard;
+mod netlink;
+pub mod plan;
+mod problem;
+mod settings;
+mod sysctl;
+pub mod wanted;
+
+pub use agent::{Handle, StartError, start};
+pub use cleanup::{Cleaned, CleanupError, cleanup};
+pub use problem::Problem;
+pub use settings::Settings;

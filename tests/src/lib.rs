@@ -10,6 +10,7 @@ pub mod fuzz;
 pub mod hand;
 pub mod lab;
 pub mod mesh;
+pub mod node_kernel;
 pub mod relay;
 pub mod rival;
 pub mod shown;

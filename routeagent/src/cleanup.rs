@@ -1,0 +1,157 @@
+//! Takes everything of ours out of the kernel, whatever was killed before.
+
+use std::io;
+
+use crate::agent::{self, StartError};
+use crate::netlink::nft::Nft;
+use crate::netlink::{Refused, link, route, rule};
+use crate::settings::{ALIAS, TABLE_NAME};
+use crate::sysctl::Memory;
+use crate::wanted::route_line;
+
+/// What was removed, or would be, one line each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    pub removed: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("{}", .0.join("; "))]
+    Kernel(Vec<String>),
+}
+
+/// Blocks; starts a runtime of its own.
+pub fn cleanup(dry_run: bool) -> Result<Cleaned, CleanupError> {
+    agent::need_privilege()?;
+    let _lock = agent::Lock::take()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::Kernel)?;
+    let mut cleaner = Cleaner {
+        dry_run,
+        ..Cleaner::default()
+    };
+    runtime
+        .block_on(cleaner.run())
+        .map_err(StartError::Kernel)?;
+    if cleaner.failed.is_empty() {
+        Ok(cleaner.cleaned)
+    } else {
+        Err(CleanupError::Kernel(cleaner.failed))
+    }
+}
+
+#[derive(Default)]
+struct Cleaner {
+    dry_run: bool,
+    cleaned: Cleaned,
+    failed: Vec<String>,
+}
+
+impl Cleaner {
+    /// The tunnel goes first and what guards against sending in clear last, as long as it can.
+    async fn run(&mut self) -> io::Result<()> {
+        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        tokio::spawn(connection);
+        if let Some(links) = self.read(link::list(&handle).await) {
+            let names = links
+                .iter()
+                .map(|(name, link)| (link.index, name.clone()))
+                .collect();
+            let routes = self.read(route::list(&handle, &names).await);
+            self.rules(&handle).await;
+            for (place, way) in routes.unwrap_or_default() {
+                let line = format!("route {}", route_line(&place, &way));
+                let done = self.unless_dry(route::remove(&handle, &place)).await;
+                self.note(line, done);
+            }
+            let ours = links
+                .iter()
+                .filter(|(_, link)| link.alias.as_deref() == Some(ALIAS));
+            for (name, link) in ours {
+                let done = self.unless_dry(link::remove(&handle, name, link)).await;
+                self.note(format!("interface {name}"), done);
+            }
+        }
+        self.nft();
+        self.sysctls();
+        Ok(())
+    }
+
+    async fn rules(&mut self, handle: &rtnetlink::Handle) {
+        let rules = self.read(rule::list(handle).await).unwrap_or_default();
+        for rule in rules.ours {
+            let done = self.unless_dry(rule::remove(handle, &rule)).await;
+            self.note(format!("rule {rule}"), done);
+        }
+        for message in rules.strange {
+            let done = self.unless_dry(rule::remove_strange(handle, message)).await;
+            self.note("rule of another version".to_owned(), done);
+        }
+    }
+
+    fn nft(&mut self) {
+        // A kernel without nf_tables has nothing of ours in it.
+        let Ok(nft) = Nft::new() else { return };
+        let Ok(exists) = nft.exists() else { return };
+        for (chain, handle) in self.read(nft.all_openings()).unwrap_or_default() {
+            let done = if self.dry_run {
+                Ok(())
+            } else {
+                nft.close(&chain, handle)
+            };
+            self.note(format!("nft rule in {chain}"), done);
+        }
+        if exists {
+            let done = if self.dry_run {
+                Ok(())
+            } else {
+                nft.remove().map(drop)
+            };
+            self.note(format!("nft table inet {TABLE_NAME}"), done);
+        }
+    }
+
+    fn sysctls(&mut self) {
+        let restored = Memory::open().and_then(|memory| {
+            if self.dry_run {
+                Ok(memory.to_restore().into_iter().cloned().collect())
+            } else {
+                memory.restore()
+            }
+        });
+        match restored {
+            Ok(restored) => {
+                self.cleaned
+                    .removed
+                    .extend(restored.into_iter().map(|kept| {
+                        format!("sysctl {} from {} to {}", kept.key, kept.set, kept.before)
+                    }))
+            }
+            Err(error) => self.failed.push(format!("sysctls: {error}")),
+        }
+    }
+
+    async fn unless_dry(
+        &self,
+        work: impl Future<Output = Result<(), Refused>>,
+    ) -> Result<(), Refused> {
+        if self.dry_run { Ok(()) } else { work.await }
+    }
+
+    fn note(&mut self, line: String, done: Result<(), Refused>) {
+        match done {
+            Ok(()) => self.cleaned.removed.push(line),
+            Err(refused) => self.failed.push(refused.to_string()),
+        }
+    }
+
+    fn read<T>(&mut self, read: Result<T, Refused>) -> Option<T> {
+        read.map_err(|refused| self.failed.push(refused.to_string()))
+            .ok()
+    }
+}

@@ -1,0 +1,44 @@
+//! Everything that is asked of the kernel and told by it.
+
+pub(crate) mod events;
+mod expression;
+pub(crate) mod forward;
+pub(crate) mod link;
+pub(crate) mod nft;
+pub(crate) mod route;
+pub(crate) mod rule;
+
+/// What was asked, and what the kernel said.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {error}")]
+pub(crate) struct Refused {
+    pub(crate) what: String,
+    pub(crate) error: std::io::Error,
+}
+
+impl Refused {
+    pub(crate) fn is(&self, errno: i32) -> bool {
+        self.error.raw_os_error() == Some(errno)
+    }
+}
+
+/// A request that failed: the kernel's error number where it gave one.
+fn refused(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Refused {
+    let what = what.into();
+    move |error| {
+        let error = if let rtnetlink::Error::NetlinkError(told) = &error {
+            told.to_io()
+        } else {
+            std::io::Error::other(error.to_string())
+        };
+        Refused { what, error }
+    }
+}
+
+/// What was asked for is so already.
+fn unless(errnos: &[i32], done: Result<(), Refused>) -> Result<(), Refused> {
+    match done {
+        Err(refused) if errnos.iter().any(|errno| refused.is(*errno)) => Ok(()),
+        other => other,
+    }
+}

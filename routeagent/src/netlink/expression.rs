@@ -1,0 +1,196 @@
+//! Terms of a rule as the kernel's expressions. What netlink-packet-netfilter has no types for is
+//! put together from attributes here, by the numbers of `linux/netfilter/nf_tables.h`.
+
+use netlink_packet_core::DefaultNla;
+use netlink_packet_netfilter::nftables::{
+    Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute,
+    Lookup, Meta, MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
+};
+
+use crate::guard::{Rule, SetName, Term};
+use crate::wanted::Family;
+
+type Expression = ListAttribute<ExpressionAttribute>;
+
+const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+const RTN_LOCAL: u32 = 2;
+const FIB_SOURCE: u32 = 1;
+const FIB_DESTINATION: u32 = 2;
+/// The kernel compares names with all of their sixteen bytes.
+const NAME_LEN: usize = 16;
+
+pub(super) fn rule(rule: &Rule) -> Vec<Expression> {
+    rule.0.iter().flat_map(term).collect()
+}
+
+fn term(term: &Term) -> Vec<Expression> {
+    match term {
+        Term::Input { is, device } => name(MetaKey::Iifname, *is, device),
+        Term::Output { is, device } => name(MetaKey::Oifname, *is, device),
+        Term::Family(family) => is_family(*family),
+        Term::Source(set) => looked_up(*set, 12, 8),
+        Term::Destination(set) => looked_up(*set, 16, 24),
+        Term::OwnSource => is_own(FIB_SOURCE, true),
+        Term::DestinationIsOwn(is) => is_own(FIB_DESTINATION, *is),
+        Term::UdpTo(port) => vec![
+            load(MetaKey::L4Proto),
+            compare(true, vec![17]),
+            payload(TRANSPORT_HEADER, 2, 2),
+            compare(true, port.to_be_bytes().into()),
+        ],
+        Term::Marked(value, mask) => vec![
+            load(MetaKey::Mark),
+            masked(*mask, 0),
+            compare(true, value.to_ne_bytes().into()),
+        ],
+        Term::Mark(value, mask) => vec![
+            load(MetaKey::Mark),
+            masked(!mask, *value),
+            Expressions::Meta(vec![
+                Meta::Key(MetaKey::Mark),
+                Meta::SourceRegister(Register::Reg1),
+            ])
+            .into(),
+        ],
+        Term::Count => vec![raw("counter", vec![])],
+        Term::Accept => vec![verdict(NF_ACCEPT)],
+        Term::Drop => vec![verdict(NF_DROP)],
+        Term::Untracked => vec![raw("notrack", vec![])],
+        Term::KeepSource(family) => keep_source(*family),
+    }
+}
+
+fn name(key: MetaKey, is: bool, device: &str) -> Vec<Expression> {
+    let mut bytes = device.as_bytes().to_vec();
+    bytes.resize(NAME_LEN, 0);
+    vec![load(key), compare(is, bytes)]
+}
+
+fn is_family(family: Family) -> Vec<Expression> {
+    let number = match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    };
+    vec![load(MetaKey::Nfproto), compare(true, vec![number])]
+}
+
+fn looked_up(set: SetName, v4_offset: u32, v6_offset: u32) -> Vec<Expression> {
+    let (offset, len) = match set.family() {
+        Family::V4 => (v4_offset, 4),
+        Family::V6 => (v6_offset, 16),
+    };
+    let mut all = is_family(set.family());
+    all.push(payload(NETWORK_HEADER, offset, len));
+    let lookup = vec![
+        Lookup::Set(set.name().to_owned()),
+        Lookup::SourceRegister(Register::Reg1),
+    ];
+    all.push(Expressions::Lookup(lookup).into());
+    all
+}
+
+fn is_own(which: u32, is: bool) -> Vec<Expression> {
+    const DREG: u16 = 1;
+    const RESULT: u16 = 2;
+    const FLAGS: u16 = 3;
+    const ADDRESS_TYPE: u32 = 3;
+    let fib = raw(
+        "fib",
+        vec![
+            number(DREG, Register::Reg1.into()),
+            number(RESULT, ADDRESS_TYPE),
+            number(FLAGS, which),
+        ],
+    );
+    vec![fib, compare(is, RTN_LOCAL.to_ne_bytes().into())]
+}
+
+fn keep_source(family: Family) -> Vec<Expression> {
+    const TYPE: u16 = 1;
+    const FAMILY: u16 = 2;
+    const ADDRESS: u16 = 3;
+    const SOURCE: u32 = 0;
+    let (offset, len, protocol) = match family {
+        Family::V4 => (12, 4, NFPROTO_IPV4),
+        Family::V6 => (8, 16, NFPROTO_IPV6),
+    };
+    let nat = raw(
+        "nat",
+        vec![
+            number(TYPE, SOURCE),
+            number(FAMILY, u32::from(protocol)),
+            number(ADDRESS, Register::Reg1.into()),
+        ],
+    );
+    vec![payload(NETWORK_HEADER, offset, len), nat]
+}
+
+fn load(key: MetaKey) -> Expression {
+    Expressions::Meta(vec![
+        Meta::Key(key),
+        Meta::DestinationRegister(Register::Reg1),
+    ])
+    .into()
+}
+
+fn payload(base: u32, offset: u32, len: u32) -> Expression {
+    Expressions::Payload(vec![
+        Payload::DestinationRegister(Register::Reg1),
+        Payload::Base(base),
+        Payload::Offset(offset),
+        Payload::Len(len),
+    ])
+    .into()
+}
+
+fn compare(equal: bool, data: Vec<u8>) -> Expression {
+    let op = if equal {
+        Operator::Equal
+    } else {
+        Operator::NotEqual
+    };
+    Expressions::Cmp(vec![
+        Cmp::SourceRegister(Register::Reg1),
+        Cmp::Op(op),
+        Cmp::Data(DataAttribute::Value(data)),
+    ])
+    .into()
+}
+
+/// The register, cut down to `mask` and then turned over in the bits of `xor`.
+fn masked(mask: u32, xor: u32) -> Expression {
+    Expressions::Bitwise(vec![
+        Bitwise::SourceRegister(Register::Reg1),
+        Bitwise::DestinationRegister(Register::Reg1),
+        Bitwise::Length(4),
+        Bitwise::Mask(DataAttribute::Value(mask.to_ne_bytes().into())),
+        Bitwise::Xor(DataAttribute::Value(xor.to_ne_bytes().into())),
+    ])
+    .into()
+}
+
+fn verdict(code: u32) -> Expression {
+    let code = VerdictAttribute::Code(Verdict::Other(code));
+    Expressions::Immediate(vec![
+        Immediate::DestinationRegister(Register::Verdict),
+        Immediate::Data(DataAttribute::Verdict(vec![code])),
+    ])
+    .into()
+}
+
+fn raw(kind: &str, attributes: Vec<DefaultNla>) -> Expression {
+    Expressions::Other {
+        expression_type: kind.to_owned(),
+        attributes,
+    }
+    .into()
+}
+
+fn number(kind: u16, value: u32) -> DefaultNla {
+    DefaultNla::new(kind, value.to_be_bytes().into())
+}

@@ -1,0 +1,210 @@
+//! Kernel settings that forwarding needs: checked, set where allowed, and what they were before kept
+//! for `cleanup`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::problem::Problem;
+use crate::wanted::Sysctl;
+
+/// The same whatever directories a daemon was given, so that cleaning up needs to know none.
+const DIRECTORY: &str = "/run/causeway/kernel";
+const FORWARD_V4: &str = "net/ipv4/ip_forward";
+const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
+
+/// What was there before us, in the order in which it is put back.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    path: PathBuf,
+    kept: Vec<Kept>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) key: String,
+    pub(crate) before: String,
+    pub(crate) set: String,
+}
+
+impl Memory {
+    /// Of this network namespace: daemons in several of them share one /run.
+    pub(crate) fn open() -> io::Result<Memory> {
+        let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+        let path = Path::new(DIRECTORY).join(format!("sysctl-{namespace}.json"));
+        let kept = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
+            Err(error) => return Err(error),
+        };
+        Ok(Memory { path, kept })
+    }
+
+    /// Written before anything is changed: a crash in between must not lose it.
+    fn keep(&mut self, new: Vec<Kept>) -> io::Result<()> {
+        for kept in new {
+            match self.kept.iter_mut().find(|old| old.key == kept.key) {
+                // What it was before the first start counts, unless somebody else has changed it since.
+                Some(old) if old.set == kept.before => {}
+                Some(old) => *old = kept,
+                None => self.kept.push(kept),
+            }
+        }
+        fs::create_dir_all(DIRECTORY)?;
+        let text = serde_json::to_vec(&self.kept).map_err(io::Error::other)?;
+        let draft = self.path.with_extension("new");
+        fs::write(&draft, text)?;
+        fs::rename(&draft, &self.path)
+    }
+
+    /// What [`Memory::restore`] would change: those that are still as we set them.
+    pub(crate) fn to_restore(&self) -> Vec<&Kept> {
+        let still = |kept: &&Kept| read(&kept.key).is_ok_and(|now| now == kept.set);
+        let changed = |kept: &&Kept| kept.before != kept.set;
+        self.kept.iter().filter(changed).filter(still).collect()
+    }
+
+    pub(crate) fn restore(&self) -> io::Result<Vec<Kept>> {
+        let restored: Vec<Kept> = self.to_restore().into_iter().cloned().collect();
+        // All of them: forwarding for all interfaces changes what each of them has.
+        let all = if restored.is_empty() {
+            &[][..]
+        } else {
+            &self.kept[..]
+        };
+        for kept in all {
+            match write(&kept.key, &kept.before) {
+                // An interface that is gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(restored),
+        }
+    }
+}
+
+fn path(key: &str) -> PathBuf {
+    Path::new("/proc/sys").join(key)
+}
+
+fn read(key: &str) -> io::Result<String> {
+    fs::read_to_string(path(key)).map(|text| text.trim().to_owned())
+}
+
+fn write(key: &str, value: &str) -> io::Result<()> {
+    fs::write(path(key), value)
+}
+
+/// Makes them fine where allowed; otherwise says which command does.
+pub(crate) fn check(
+    wanted: &BTreeSet<Sysctl>,
+    may_set: bool,
+    memory: &mut Memory,
+    ours: &str,
+) -> Vec<Problem> {
+    let mut problems = vec![];
+    for sysctl in wanted {
+        // An interface that is not there yet, or a kernel without IPv6.
+        let Ok(now) = read(&sysctl.key) else {
+            continue;
+        };
+        if sysctl.fine.contains(&now.as_str()) {
+            continue;
+        }
+        let done = if may_set {
+            set(sysctl, &now, memory, ours)
+        } else {
+            Err(io::Error::other("changing it is switched off"))
+        };
+        if let Err(error) = done {
+            problems.push(Problem::new(
+                format!(
+                    "{} is {now}, and the mesh needs {}: {error}",
+                    sysctl.dotted(),
+                    sysctl.fine.join(" or ")
+                ),
+                format!("sysctl -w {}={}", sysctl.dotted(), sysctl.set),
+            ));
+        } else {
+            tracing::info!(key = sysctl.dotted(), before = now, "set a sysctl");
+        }
+    }
+    problems
+}
+
+fn set(sysctl: &Sysctl, now: &str, memory: &mut Memory, ours: &str) -> io::Result<()> {
+    // What is of our interface goes with it.
+    if !sysctl.key.contains(&format!("/conf/{ours}/")) {
+        let mut keep = vec![Kept {
+            key: sysctl.key.clone(),
+            before: now.to_owned(),
+            set: sysctl.set.to_owned(),
+        }];
+        keep.extend(side_effects(&sysctl.key, ours));
+        memory.keep(keep)?;
+    }
+    if sysctl.key == FORWARD_V6 {
+        keep_router_advertisements(memory, ours)?;
+    }
+    write(&sysctl.key, sysctl.set)
+}
+
+/// What the kernel changes along with forwarding.
+fn side_effects(key: &str, ours: &str) -> Vec<Kept> {
+    let (family, extra) = match key {
+        FORWARD_V4 => ("ipv4", Some("net/ipv4/conf/all/accept_redirects")),
+        FORWARD_V6 => ("ipv6", None),
+        _ => return vec![],
+    };
+    let mut keys: Vec<String> = extra.into_iter().map(str::to_owned).collect();
+    let directory = format!("net/{family}/conf");
+    let mut names = interfaces(&directory);
+    names.retain(|name| name != "all" && name != ours);
+    keys.extend(
+        names
+            .into_iter()
+            .map(|name| format!("{directory}/{name}/forwarding")),
+    );
+    keys.into_iter()
+        .filter_map(|key| {
+            let before = read(&key).ok()?;
+            let set = before.clone();
+            Some(Kept { key, before, set })
+        })
+        .collect()
+}
+
+/// A kernel that forwards stops listening to routers, and forgets the default route it has from one,
+/// unless told to go on.
+fn keep_router_advertisements(memory: &mut Memory, ours: &str) -> io::Result<()> {
+    for name in interfaces("net/ipv6/conf") {
+        let key = format!("net/ipv6/conf/{name}/accept_ra");
+        if name == "all" || name == "default" || name == ours || read(&key)? != "1" {
+            continue;
+        }
+        memory.keep(vec![Kept {
+            key: key.clone(),
+            before: "1".to_owned(),
+            set: "2".to_owned(),
+        }])?;
+        write(&key, "2")?;
+    }
+    Ok(())
+}
+
+fn interfaces(directory: &str) -> Vec<String> {
+    let entries = fs::read_dir(path(directory))
+        .into_iter()
+        .flatten()
+        .flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}

@@ -1,0 +1,169 @@
+//! A node of a mesh as far as its kernel goes: a namespace with a LAN, a way out, a TUN that
+//! nothing reads, and the route agent in it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use ip_network::IpNetwork;
+use proto::name::Name;
+use routeagent::facts::{Facts, Remote};
+use routeagent::{Handle, Problem, Settings};
+use tokio::sync::watch;
+
+use crate::lab::{Lab, Namespace};
+
+/// Its interface into the mesh.
+pub const TUN: &str = "cwtun";
+/// The interface with the default route: what leaves by it leaves in clear.
+pub const OUTSIDE: &str = "outside";
+pub const LAN: &str = "lan";
+pub const LAN_V4: &str = "10.1.0.1";
+pub const LAN_V6: &str = "fd00:1::1";
+
+/// A node, a host in its LAN, and the world outside.
+pub struct NodeKernel {
+    pub node: Namespace,
+    pub host: Namespace,
+    pub world: Namespace,
+    facts: watch::Sender<Arc<Facts>>,
+    pub lab: Lab,
+}
+
+impl NodeKernel {
+    pub fn new(tag: &str) -> Result<NodeKernel> {
+        let lab = Lab::new(tag)?;
+        let (node, host, world) = (
+            lab.namespace("node")?,
+            lab.namespace("host")?,
+            lab.namespace("world")?,
+        );
+        lab.veth(&node, LAN, &host, "eth0")?;
+        lab.veth(&node, OUTSIDE, &world, "eth0")?;
+        node.address(LAN, &format!("{LAN_V4}/16"))?;
+        node.address(LAN, &format!("{LAN_V6}/32"))?;
+        host.address("eth0", "10.1.0.2/16")?;
+        host.address("eth0", "fd00:1::2/32")?;
+        node.address(OUTSIDE, "192.0.2.1/24")?;
+        node.address(OUTSIDE, "2001:db8::1/64")?;
+        world.address("eth0", "192.0.2.2/24")?;
+        world.address("eth0", "2001:db8::2/64")?;
+        node.run("ip", &["route", "add", "default", "via", "192.0.2.2"])?;
+        node.run("ip", &["route", "add", "default", "via", "2001:db8::2"])?;
+        host.run("ip", &["route", "add", "default", "via", LAN_V4])?;
+        host.run("ip", &["route", "add", "default", "via", LAN_V6])?;
+        let (facts, _) = watch::channel(Arc::new(facts()));
+        let kernel = NodeKernel {
+            node,
+            host,
+            world,
+            facts,
+            lab,
+        };
+        kernel.make_tun()?;
+        Ok(kernel)
+    }
+
+    /// As a daemon would, but nothing reads it: packets into the mesh end there.
+    pub fn make_tun(&self) -> Result<()> {
+        self.node
+            .run("ip", &["tuntap", "add", "mode", "tun", "name", TUN])?;
+        let up = ["link", "set", TUN, "mtu", "65535", "txqueuelen", "5", "up"];
+        self.node.run("ip", &up).map(drop)
+    }
+
+    pub fn start(&self, settings: Settings) -> Result<Handle> {
+        let facts = self.facts.subscribe();
+        let started = self.node.within(|| routeagent::start(settings, facts))?;
+        started.context("the route agent does not start")
+    }
+
+    pub fn set_facts(&self, facts: Facts) {
+        self.facts.send_replace(Arc::new(facts));
+    }
+
+    /// Everything of this node's kernel that the agent might touch, as programs print it.
+    pub fn snapshot(&self) -> Result<String> {
+        let sysctls = "for key in net.ipv4.ip_forward net.ipv4.conf.all.accept_redirects \
+             net.ipv4.conf.all.rp_filter net.ipv4.conf.all.src_valid_mark \
+             net.ipv4.conf.default.forwarding net.ipv4.conf.lan.forwarding \
+             net.ipv6.conf.all.forwarding net.ipv6.conf.default.forwarding \
+             net.ipv6.conf.lan.forwarding net.ipv6.conf.lan.accept_ra; \
+             do echo $key = $(sysctl -n $key); done";
+        let lines = [
+            "ip -4 route show table all",
+            // Expiry and link-local churn are not about us.
+            "ip -6 route show table all | grep -v 'fe80\\|ff00' | sed 's/ pref medium//'",
+            "ip rule; ip -6 rule",
+            "nft -s list ruleset",
+            "ip -br link | cut -d@ -f1",
+            sysctls,
+        ];
+        let parts: Result<Vec<String>> = lines.iter().map(|line| self.node.sh(line)).collect();
+        Ok(parts?.join("\n---\n"))
+    }
+
+    /// How long until `line` of shell succeeds in the node.
+    pub fn until(&self, line: &str, limit: Duration) -> Result<Duration> {
+        let begin = Instant::now();
+        crate::lab::wait_for(line, limit, || self.node.sh(line).is_ok())?;
+        Ok(begin.elapsed())
+    }
+
+    /// All layers are in place, for both families.
+    pub fn until_whole(&self) -> Result<Duration> {
+        self.until(WHOLE, Duration::from_secs(5))
+    }
+}
+
+/// Succeeds while everything of the agent is there.
+pub const WHOLE: &str = "set -e; \
+    for family in -4 -6; do \
+    ip $family rule | grep -q '^99:.* lookup 7101'; \
+    ip $family rule | grep -q '^100:.* lookup 7100'; \
+    ip $family route show table 7100 | grep -q 'dev cwtun proto 199'; \
+    ip $family route show table 7101 | grep -q 'dev cwtun proto 199.* mtu 1380'; \
+    ip $family route show table main | grep -q '^unreachable .*proto 199.* metric 4294967295'; \
+    done; \
+    nft list chain inet causeway leaving | grep -q 'ip6 daddr @mesh6.*drop'; \
+    nft list chain inet causeway untracked | grep -q notrack; \
+    nft list chain inet causeway sources | grep -q snat; \
+    nft list set inet causeway mesh4 | grep -q 10.2.0.0/16";
+
+pub fn prefix(text: &str) -> IpNetwork {
+    text.parse().expect("a prefix")
+}
+
+/// One remote site with a prefix a family.
+pub fn facts() -> Facts {
+    let site: Name = "berlin".parse().expect("a name");
+    let remote = Remote {
+        site,
+        mtu: Some(1380),
+    };
+    let lan: [IpAddr; 2] = [
+        LAN_V4.parse().expect("an address"),
+        LAN_V6.parse().expect("an address"),
+    ];
+    Facts {
+        tun: TUN.to_owned(),
+        lan: lan.into(),
+        listen_port: 7800,
+        prefixes: BTreeMap::from([
+            (prefix("10.2.0.0/16"), remote.clone()),
+            (prefix("fd00:2::/32"), remote),
+        ]),
+        local: vec![prefix("10.1.0.0/16"), prefix("fd00:1::/32")],
+    }
+}
+
+/// What `problems` says now, in one text.
+pub fn told(problems: &watch::Receiver<Vec<Problem>>) -> String {
+    let told = problems.borrow();
+    let lines = told
+        .iter()
+        .map(|problem| format!("{}: {}", problem.what, problem.next));
+    lines.collect::<Vec<_>>().join("\n")
+}
