@@ -205,11 +205,14 @@ impl Net {
         {
             let (from, to, message) = first.remove();
             let from = self.nodes[from].gossip.own;
-            let message = match message {
-                Control::Digest(digest) => GossipMessage::Digest(digest),
-                Control::Want(want) => GossipMessage::Want(want),
-                Control::Part(part) => GossipMessage::Part(part),
-                other => panic!("{other:?}"),
+            let message = if let Control::Digest(digest) = message {
+                GossipMessage::Digest(digest)
+            } else if let Control::Want(want) = message {
+                GossipMessage::Want(want)
+            } else if let Control::Part(part) = message {
+                GossipMessage::Part(part)
+            } else {
+                panic!("{message:?}")
             };
             self.nodes[to].gossip.handle_message(&from, message, next);
         }
