@@ -323,7 +323,7 @@ impl Link {
         let answers = datagram.first() == Some(&2);
         let to = match self.spec.rules {
             Rules::Mesh => {
-                self.tick_before_handshake(answers, work);
+                self.tick_before_handshake(receiver.is_some(), work);
                 *from
             }
             Rules::WireGuard => {

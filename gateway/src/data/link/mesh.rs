@@ -210,10 +210,10 @@ impl Link {
     }
 
     /// Before a handshake message is read. What is under way without a session must not be given
-    /// up or repeated just before its answer is read.
-    pub(super) fn tick_before_handshake(&mut self, answers: bool, work: &mut Work<'_>) {
+    /// up or repeated just before its answer is read, or the cookie that it has to bring.
+    pub(super) fn tick_before_handshake(&mut self, names_ours: bool, work: &mut Work<'_>) {
         self.last_way = Way::Handshake;
-        let waits = answers && !self.current.has_session && self.current.initiation.is_some();
+        let waits = names_ours && !self.current.has_session && self.current.initiation.is_some();
         if !waits {
             self.run_tunnel_timers(work);
         }

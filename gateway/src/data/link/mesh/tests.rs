@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::data::link::OVERHEAD;
 use crate::data::link::wire::*;
@@ -271,6 +273,98 @@ fn after_a_restart_of_the_peer_our_own_initiation_brings_the_link_back_too() {
         (vec![session(2)], vec![session(1)])
     );
     assert_eq!(wire.carries(), BOTH);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Initiate(bool),
+    Send(bool),
+    Restart(bool),
+    Tick(bool),
+    Wait(u64),
+    /// One of those under way arrives; the same may arrive again, and before what was sent earlier.
+    Arrive(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => any::<bool>().prop_map(Step::Initiate),
+        2 => any::<bool>().prop_map(Step::Send),
+        1 => any::<bool>().prop_map(Step::Restart),
+        1 => any::<bool>().prop_map(Step::Tick),
+        1 => (0_u64..8000).prop_map(Step::Wait),
+        8 => any::<usize>().prop_map(Step::Arrive),
+    ]
+}
+
+/// A wire that keeps all it was given.
+struct Chaos {
+    wire: Wire,
+    /// Whether it is for `b`, and the datagram.
+    under_way: Vec<(bool, Vec<u8>)>,
+}
+
+impl Chaos {
+    fn side(&mut self, is_b: bool) -> &mut Side {
+        if is_b {
+            &mut self.wire.b
+        } else {
+            &mut self.wire.a
+        }
+    }
+
+    fn collect(&mut self) {
+        for is_b in [false, true] {
+            let sent = self.side(is_b).sent();
+            self.under_way
+                .extend(sent.into_iter().map(|one| (!is_b, one.bytes)));
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        let now = self.wire.now;
+        match step {
+            Step::Initiate(is_b) => {
+                let to = remote(if is_b { 1 } else { 2 });
+                self.side(is_b)
+                    .act(now, |link, work| link.initiate_at(&[to], work));
+            }
+            Step::Send(is_b) => self.side(is_b).send(&packet(1, 100), now),
+            Step::Restart(is_b) => {
+                let keys = if is_b { (2, 1) } else { (1, 2) };
+                *self.side(is_b) = Side::in_mesh(keys.0, keys.1);
+            }
+            Step::Tick(is_b) => self.side(is_b).act(now, |link, work| link.tick(work)),
+            Step::Wait(millis) => self.wire.now += Duration::from_millis(millis),
+            Step::Arrive(number) if !self.under_way.is_empty() => {
+                let (is_b, datagram) = self.under_way[number % self.under_way.len()].clone();
+                let from = at(if is_b { 1 } else { 2 });
+                // What is stale or came before is refused.
+                let _ = self.side(is_b).hear(&datagram, from, now);
+            }
+            Step::Arrive(_) => {}
+        }
+        self.collect();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_happened_one_initiation_of_either_side_makes_both_carry(
+        steps in proptest::collection::vec(step(), 0..60), by_b: bool,
+    ) {
+        let mut chaos = Chaos { wire: Wire::in_mesh(), under_way: Vec::new() };
+        for step in steps {
+            chaos.take(step);
+        }
+        chaos.take(Step::Initiate(by_b));
+        let (is_b, initiation) = chaos.under_way.pop().unwrap();
+        let (from, now) = (at(if by_b { 2 } else { 1 }), chaos.wire.now);
+        chaos.side(is_b).hear(&initiation, from, now).unwrap();
+        prop_assert_eq!(chaos.wire.carries(), BOTH);
+    }
 }
 
 // ---- packets of control ---------------------------------------------------------------------------
