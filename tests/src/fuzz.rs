@@ -1,6 +1,7 @@
 //! The bodies of the fuzz targets, which a plain test replays over the committed corpus.
 
 mod config;
+mod fit;
 mod trust;
 mod udp;
 mod wire;
@@ -13,6 +14,7 @@ use gateway::packet::split::{SPARE, Segments, padded_length};
 use gateway::packet::vnet::VnetHeader;
 
 pub use config::config_socket;
+pub use fit::fitted;
 pub use trust::{entry, ledger, ledger_text, member, record, token};
 pub use udp::udp_input;
 pub use wire::{answer, call, frame_reader, hello, reflector};

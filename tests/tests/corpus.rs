@@ -28,6 +28,11 @@ fn frames_from_the_tun_survive_being_cut_and_joined() {
 }
 
 #[test]
+fn what_leaves_for_a_link_fits_it_and_carries_the_same_bytes() {
+    replay("fitted", tests::fuzz::fitted);
+}
+
+#[test]
 fn what_arrives_on_the_port_opens_to_what_was_sealed_once_or_not_at_all() {
     replay("udp_input", tests::fuzz::udp_input);
 }
