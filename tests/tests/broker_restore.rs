@@ -52,6 +52,7 @@ impl Scene {
         let options = Options {
             role: Role::Gateway,
             timing: Timing::default(),
+            fwmark: None,
         };
         let _inside = self.runtime.enter();
         follow::start(&state, options).unwrap()
