@@ -205,6 +205,7 @@ impl Life {
             let options = Options {
                 role: Role::Gateway,
                 timing: Timing::default(),
+                fwmark: None,
             };
             let state = StateDir::open(state).unwrap();
             let handle = follow::start(&state, options).unwrap();
