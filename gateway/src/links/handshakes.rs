@@ -173,22 +173,23 @@ impl Handshakes {
         let step = SPACING[self.steps.min(SPACING.len() - 1)];
         self.steps += 1;
         let spacing = self.dice.jitter(step, 87);
+        let often = self.dice.jitter(step.min(RESTART_SPACING), 87);
         let silent_for = now.saturating_sub(since);
         let mut to = Vec::new();
         for address in self.addresses.iter_mut().filter(|a| a.due <= now) {
             address.tries += 1;
-            address.due = now + address.wait(spacing, silent_for);
+            address.due = now + address.wait(spacing, often, silent_for);
             to.push(address.address);
         }
-        self.not_before = now + spacing.min(RESTART_SPACING);
+        self.not_before = now + often;
         self.initiation = Some(to);
     }
 }
 
 impl Address {
-    fn wait(&self, spacing: Duration, silent_for: Duration) -> Duration {
+    fn wait(&self, spacing: Duration, often: Duration, silent_for: Duration) -> Duration {
         if self.had_session && silent_for < RESTART {
-            spacing.min(RESTART_SPACING)
+            often
         } else if self.tries < TRIES {
             spacing
         } else if self.had_session && silent_for < ABSENCE {
@@ -198,3 +199,6 @@ impl Address {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,10 +18,11 @@ const SWEEPS_APART: Duration = Duration::from_millis(500);
 /// In a mesh of more, differences may be on their way from the broker: they have to last.
 const SMALL: usize = 50;
 const SETTLED: Duration = Duration::from_secs(2);
-/// Until the same difference, which a sweep did not end, is looked into again.
+/// Until the same difference, which a sweep did not end, is looked into again, with whomever: the
+/// others lack what we have, or something got lost.
 const AGAIN_SMALL: Duration = Duration::from_secs(2);
-const AGAIN: Duration = Duration::from_secs(60);
-const MAX_REMEMBERED: usize = 4096;
+const AGAIN: Duration = Duration::from_secs(10);
+const MAX_REMEMBERED: usize = 256;
 /// Says that records are asked for where none are here.
 const NONE: (u64, u64) = (0, 0);
 
@@ -33,7 +34,7 @@ pub(super) struct Sweeps {
     not_before: Duration,
     /// When our own records changed last.
     changed: Duration,
-    /// What sweeps did not settle: whose records, theirs and ours.
+    /// Differences that were looked into lately.
     done: VecDeque<Done>,
 }
 
@@ -46,7 +47,6 @@ struct Sweep {
 
 #[derive(Debug)]
 struct Done {
-    with: PublicKey,
     theirs: [u8; 32],
     ours: [u8; 32],
     at: Duration,
@@ -125,18 +125,14 @@ impl Sweeps {
                 continue;
             };
             let mut done = self.done.iter();
-            if done.any(|d| d.with == with && d.theirs == theirs && d.ours == ours) {
+            if done.any(|done| done.theirs == theirs && done.ours == ours) {
                 continue;
             }
             if self.done.len() >= MAX_REMEMBERED {
                 self.done.pop_front();
             }
-            self.done.push_back(Done {
-                with,
-                theirs,
-                ours,
-                at: now,
-            });
+            let at = now;
+            self.done.push_back(Done { theirs, ours, at });
             return Some(Sweep { with, from: 0 });
         }
         None
