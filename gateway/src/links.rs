@@ -11,7 +11,6 @@ mod carriers;
 mod desk;
 mod dice;
 mod goodbye;
-#[allow(dead_code, clippy::needless_pass_by_ref_mut, reason = "to be filled")]
 mod gossip;
 mod handshakes;
 mod hold;
@@ -19,7 +18,6 @@ mod link;
 mod liveness;
 mod loss;
 mod lost;
-#[allow(dead_code, clippy::needless_pass_by_ref_mut, reason = "to be filled")]
 mod mtu;
 mod paths;
 mod pings;
