@@ -100,6 +100,8 @@ reasons! {
     SiblingDestination = "sibling_destination",
     /// From a sibling: the destination's site cannot be reached from here either.
     SiblingSiteLost = "sibling_site_lost",
+    /// A control packet beyond what one gateway may send in so short a time.
+    ControlLimited = "control_limited",
     /// A control packet that came while too many waited.
     ControlQueueFull = "control_queue_full",
     /// A control packet for a link without a session.

@@ -588,6 +588,9 @@ impl DataThread {
         };
         if snapshot.is_mesh() {
             if link_local::is_control(self.inward.opened(len)) {
+                if !link.may_reach_control(self.now) {
+                    return Err(DropReason::ControlLimited);
+                }
                 return self.give_to_control(place, from, len);
             }
             if let Some(mtu) = link.limit() {

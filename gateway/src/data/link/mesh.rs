@@ -20,6 +20,10 @@ const LARGE: usize = 1200;
 /// How often the same source is told, and so how many of them in that time.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 const SOURCES: usize = 4;
+/// So many control packets of one link in so much time reach control, so that nobody's flood keeps
+/// it from hearing the others. Many times what a gateway has to say.
+const CONTROL_PACKETS: u32 = 256;
+const CONTROL_WINDOW: Duration = Duration::from_millis(100);
 /// boringtun gives up a handshake after this long, and every session with it.
 const ATTEMPT: Duration = Duration::from_secs(90);
 
@@ -32,6 +36,8 @@ pub(super) struct MeshState {
     /// A session that control could not be told of yet.
     untold: Option<Endpoint>,
     counted: Counted,
+    control_since: Duration,
+    control_left: u32,
 }
 
 /// What was opened since it was last told to others.
@@ -48,6 +54,8 @@ impl MeshState {
             told: [None; SOURCES],
             untold: None,
             counted: Counted::default(),
+            control_since: Duration::ZERO,
+            control_left: CONTROL_PACKETS,
         }
     }
 }
@@ -179,6 +187,17 @@ impl Link {
         if !link_local::is_control(packet) {
             self.mesh.counted.data += packet.len() as u64;
         }
+    }
+
+    /// Whether another control packet may go to control now.
+    pub fn may_reach_control(&mut self, now: Duration) -> bool {
+        let mesh = &mut self.mesh;
+        if now.saturating_sub(mesh.control_since) >= CONTROL_WINDOW {
+            (mesh.control_since, mesh.control_left) = (now, CONTROL_PACKETS);
+        }
+        let left = mesh.control_left.checked_sub(1);
+        mesh.control_left = left.unwrap_or(0);
+        left.is_some()
     }
 
     /// Lets others see what was counted, once for many packets.

@@ -4,6 +4,7 @@
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ip_network::IpNetwork;
@@ -422,13 +423,23 @@ fn a_control_packet_reaches_control_with_its_source_and_never_the_kernel() {
 }
 
 #[test]
-fn control_packets_beyond_the_bound_are_counted() {
+fn a_flood_of_one_gateway_leaves_control_open_to_the_others() {
     let mut gateway = Gateway::new();
     let one = link_local([0xfe, 0x80], 8);
-    for _ in 0..41 {
+    for _ in 0..50 {
         gateway.come(NEAR, &vec![one.clone(); 100]);
     }
-    assert_eq!(gateway.drops.get(DropReason::ControlQueueFull), 4);
+    gateway.come(FAR, std::slice::from_ref(&one));
+    let heard: Vec<LinkPlace> = std::iter::from_fn(|| gateway.shared.control.pop_packet())
+        .map(|heard| heard.place)
+        .collect();
+    assert_eq!(heard.last(), Some(&PLACES[FAR]));
+    let lost = gateway.drops.get(DropReason::ControlLimited);
+    assert_eq!(heard.len() as u64 - 1 + lost, 5000);
+    assert!(lost > 4000);
+    gateway.threads[0].now += Duration::from_millis(100);
+    gateway.come(NEAR, &[one]);
+    assert!(gateway.shared.control.pop_packet().is_some(), "later again");
     gateway.assert_nothing_leaves();
 }
 
