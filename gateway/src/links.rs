@@ -247,12 +247,16 @@ pub struct Links {
     accusations: Vec<Accusation>,
     goodbye: Option<Goodbye>,
     refused: Refused,
+    /// When anything was told to this machine.
+    input_at: Duration,
+    woke_at: Duration,
 }
 
 /// Addresses of ours that are told.
 const OWN_ADDRESSES: usize = 16;
 /// A timeout that comes later than this means that we did not run.
 const SLEPT: Duration = Duration::from_millis(100);
+const SLEPT_APART: Duration = Duration::from_secs(1);
 /// Nothing is looked at more often without an input.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -273,6 +277,8 @@ impl Links {
             accusations: Vec::new(),
             goodbye: None,
             refused: Refused::default(),
+            input_at: now,
+            woke_at: now,
         }
     }
 
@@ -310,6 +316,7 @@ impl Links {
         packet: &[u8],
         now: Duration,
     ) {
+        self.wake(now);
         let Some(link) = self.links.get_mut(from) else {
             return;
         };
@@ -338,6 +345,7 @@ impl Links {
 
     /// In one sweep over all links, every 100 ms or so.
     pub fn handle_counters(&mut self, of: &PublicKey, counters: Counters, now: Duration) {
+        self.wake(now);
         let is_news = |link: &mut Link| link.handle_counters(counters, now);
         if self.links.get_mut(of).is_some_and(is_news) {
             self.settle(of, now);
@@ -479,7 +487,20 @@ impl Links {
         }
     }
 
+    /// If we did not run when we should have, what came meanwhile is read before anybody is called
+    /// silent; not again and again, or who never runs in time would call nobody so.
+    fn wake(&mut self, now: Duration) {
+        let input_before = std::mem::replace(&mut self.input_at, now);
+        let due = self.timers.first().map(|due| due.max(input_before));
+        if due.is_some_and(|due| now > due + SLEPT) && now > self.woke_at + SLEPT_APART {
+            self.woke_at = now;
+            let links = self.links.values_mut();
+            links.for_each(|link| link.handle_slept(now));
+        }
+    }
+
     fn with(&mut self, of: &PublicKey, now: Duration, input: impl FnOnce(&mut Link)) {
+        self.wake(now);
         if let Some(link) = self.links.get_mut(of) {
             input(link);
             self.settle(of, now);

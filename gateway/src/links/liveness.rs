@@ -23,6 +23,8 @@ const EAGER_FOR: Duration = Duration::from_secs(1);
 const UNSETTLED_FOR: Duration = Duration::from_secs(10);
 /// An answer to being missed comes no faster than this.
 const ANSWER_APART: Duration = Duration::from_millis(40);
+/// Who has not heard us while we slept has this long to do so.
+const SPARED: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(2);
 
 /// What hellos tell of a link.
@@ -58,10 +60,13 @@ pub(crate) struct Liveness {
     last_sent: Option<Duration>,
     last_said: Option<Says>,
     last_life: Life,
+    judged_at: Duration,
     data_at: Option<Duration>,
     eager_until: Duration,
     /// While a link begins or has just gone down; later than this a dead one costs little.
     unsettled_until: Duration,
+    /// Until our next hellos have had time to be heard.
+    slept_until: Duration,
     last_heard: Option<Duration>,
     remote: Option<Remote>,
 }
@@ -108,9 +113,11 @@ impl Liveness {
             last_sent: None,
             last_said: None,
             last_life: Life::Unheard,
+            judged_at: Duration::ZERO,
             data_at: None,
             eager_until: Duration::ZERO,
             unsettled_until: Duration::ZERO,
+            slept_until: Duration::ZERO,
             last_heard: None,
             remote: None,
         }
@@ -172,7 +179,8 @@ impl Liveness {
         }
     }
 
-    /// We slept, and what came meanwhile is still to be read: nobody is silent before it is.
+    /// We slept, and what came meanwhile is still to be read: nobody is silent before it is, and
+    /// nobody heard us.
     pub(crate) fn handle_slept(&mut self, now: Duration) {
         if let Some(remote) = &self.remote
             && self.last_life != Life::Silent
@@ -180,6 +188,8 @@ impl Liveness {
             let spared = (now + LATE).saturating_sub(limit(remote.interval));
             self.last_heard = self.last_heard.max(Some(spared));
         }
+        self.slept_until = now + SPARED;
+        self.sooner(now);
     }
 
     /// We stop, and the other side has heard it.
@@ -204,6 +214,7 @@ impl Liveness {
             self.unsettled_until = now + UNSETTLED_FOR;
         }
         self.last_life = life;
+        self.judged_at = now;
         let is_owed = self
             .last_sent
             .is_none_or(|sent| now >= sent + self.pace(now));
@@ -233,6 +244,9 @@ impl Liveness {
         let is_told = self.last_life == Life::Silent;
         let is_eager = late < self.eager_until;
         let mut timeout = next;
+        if self.slept_until > self.judged_at {
+            timeout = timeout.min(self.slept_until);
+        }
         if !is_told {
             timeout = timeout.min(silent);
         }
@@ -247,7 +261,7 @@ impl Liveness {
             Life::Unheard
         } else if self.is_silent(now) {
             Life::Silent
-        } else if self.hears_us() {
+        } else if self.hears_us(now) {
             Life::Alive
         } else {
             Life::NotHeard
@@ -301,7 +315,7 @@ impl Liveness {
         }
     }
 
-    fn hears_us(&self) -> bool {
+    fn hears_us(&self, now: Duration) -> bool {
         self.remote_heard().is_some_and(|heard| {
             let current = limit(self.announced.interval);
             let knows = heard.number >= self.announced.since;
@@ -310,7 +324,7 @@ impl Liveness {
             } else {
                 current.max(limit(self.announced.before))
             };
-            Duration::from_millis(heard.age.into()) < allowed
+            Duration::from_millis(heard.age.into()) < allowed || now < self.slept_until
         })
     }
 

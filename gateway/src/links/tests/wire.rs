@@ -25,14 +25,16 @@ pub(super) struct Node {
     site: String,
     /// The start of each peer that a session was agreed with.
     sessions: BTreeMap<usize, u64>,
+    /// Answered, and not yet confirmed by anything that came under it.
+    answered: BTreeMap<usize, u64>,
     paths: BTreeMap<usize, SocketAddr>,
     counters: BTreeMap<usize, Counters>,
 }
 
 enum Datagram {
     Initiation,
-    Response { start: u64 },
-    Confirmation { start: u64 },
+    Response,
+    Confirmation,
     Control { packet: Vec<u8> },
     Data { bytes: u64 },
 }
@@ -52,7 +54,7 @@ pub(super) struct Wire {
     /// Of a hundred.
     pub(super) loss: u64,
     pub(super) dead: BTreeSet<(usize, usize)>,
-    /// Data sent every 10 ms.
+    /// Data sent every 20 ms.
     pub(super) load: BTreeSet<(usize, usize)>,
     roster: Roster,
     flights: BTreeMap<(Duration, u64), Flight>,
@@ -100,6 +102,7 @@ impl Wire {
                 stalled_until: Duration::ZERO,
                 site: (*site).to_owned(),
                 sessions: BTreeMap::new(),
+                answered: BTreeMap::new(),
                 paths: BTreeMap::new(),
                 counters: BTreeMap::new(),
             });
@@ -221,8 +224,10 @@ impl Wire {
         node.is_running = true;
         node.links = links(number, &node.site, node.start, self.now);
         node.sessions.clear();
+        node.answered.clear();
         node.paths.clear();
         node.counters.clear();
+        node.events.clear();
         self.tell_roster(number);
     }
 
@@ -231,8 +236,26 @@ impl Wire {
         self.drain(node);
     }
 
+    pub(super) fn ping(&mut self, from: usize, to: usize, id: u64) {
+        let to = self.nodes[to].of;
+        self.nodes[from].links.handle_ping(&to, id, self.now);
+        self.drain(from);
+    }
+
     pub(super) fn control(&mut self, from: usize, to: usize, packet: Vec<u8>) {
         self.send(from, to, Datagram::Control { packet });
+    }
+
+    /// Datagrams since the beginning.
+    pub(super) const fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// When a node that was told to stop has ended.
+    pub(super) fn ended(&self, node: usize) -> Option<Duration> {
+        let events = self.nodes[node].events.iter().rev();
+        let mut left = events.filter(|(_, event)| *event == Event::Left);
+        left.next().map(|(at, _)| *at)
     }
 
     pub(super) fn run(&mut self, lasting: Duration) {
@@ -288,9 +311,9 @@ impl Wire {
         }
     }
 
-    /// Every 10 ms: data under load; every 100 ms: the counters.
+    /// Every 20 ms: data under load; every 100 ms: the counters.
     fn sweep(&mut self) {
-        self.sweep = self.now + ms(10);
+        self.sweep = self.now + ms(20);
         for (from, to) in self.load.clone() {
             if self.nodes[from].is_running && self.nodes[from].stalled_until <= self.now {
                 self.send(from, to, Datagram::Data { bytes: 1000 });
@@ -329,8 +352,9 @@ impl Wire {
             start,
             datagram,
         };
-        let at = self.now + self.latency;
-        self.flights.insert((at, self.sent), flight);
+        let is_near = self.nodes[from].site == self.nodes[to].site;
+        let latency = if is_near { ms(1) } else { self.latency };
+        self.flights.insert((self.now + latency, self.sent), flight);
     }
 
     fn arrive(&mut self, flight: Flight) {
@@ -348,36 +372,46 @@ impl Wire {
             return;
         }
         let of = identity(from).public();
-        let is_open = node.sessions.get(&from) == Some(&start);
-        match flight.datagram {
+        match &flight.datagram {
             Datagram::Initiation => {
-                let start = self.nodes[to].start;
-                self.send(to, from, Datagram::Response { start });
+                node.answered.insert(from, start);
+                self.send(to, from, Datagram::Response);
+                return;
             }
-            Datagram::Response { start } => {
-                node.sessions.insert(from, start);
-                let start = node.start;
-                self.send(to, from, Datagram::Confirmation { start });
-                let links = &mut self.nodes[to].links;
-                links.handle_session(&of, address(from), self.now);
-            }
-            Datagram::Confirmation { start } => {
+            Datagram::Response => {
                 node.sessions.insert(from, start);
                 node.links.handle_session(&of, address(from), self.now);
+                self.send(to, from, Datagram::Confirmation);
             }
-            Datagram::Control { packet } if is_open => {
-                node.counters.entry(from).or_default().rx_any += 1;
-                let source = address(from);
-                node.links.handle_control(&of, source, &packet, self.now);
+            Datagram::Confirmation | Datagram::Control { .. } | Datagram::Data { .. } => {
+                if node.answered.get(&from) == Some(&start) {
+                    node.answered.remove(&from);
+                    node.sessions.insert(from, start);
+                    node.links.handle_session(&of, address(from), self.now);
+                }
             }
-            Datagram::Data { bytes } if is_open => {
-                let counters = node.counters.entry(from).or_default();
-                counters.rx_any += 1;
-                counters.rx_data += bytes;
-            }
-            Datagram::Control { .. } | Datagram::Data { .. } => {}
         }
+        self.open(flight);
         self.drain(to);
+    }
+
+    fn open(&mut self, flight: Flight) {
+        let Flight {
+            from, to, start, ..
+        } = flight;
+        let node = &mut self.nodes[to];
+        if node.sessions.get(&from) != Some(&start) {
+            return;
+        }
+        let counters = node.counters.entry(from).or_default();
+        counters.rx_any += 1;
+        if let Datagram::Data { bytes } = flight.datagram {
+            counters.rx_data += bytes;
+        }
+        if let Datagram::Control { packet } = flight.datagram {
+            let (of, source) = (identity(from).public(), address(from));
+            node.links.handle_control(&of, source, &packet, self.now);
+        }
     }
 
     fn drain(&mut self, number: usize) {
