@@ -591,6 +591,9 @@ impl Links {
 
     fn follow(&mut self, of: &PublicKey, settled: Settled, now: Duration) {
         let is_sibling = self.siblings.contains(of);
+        if settled.went_down {
+            self.gossip.handle_gone(of);
+        }
         if settled.went_up {
             self.gossip.handle_up(of, now);
             self.settle_gossip(now);

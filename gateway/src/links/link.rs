@@ -52,6 +52,8 @@ pub(super) struct Link {
     swept_at: Duration,
     bearing: Bearing,
     were_two: bool,
+    /// Another boot speaks than when it was looked at last.
+    is_other_boot: bool,
 }
 
 /// What looking at a link has changed for the rest.
@@ -93,6 +95,7 @@ impl Link {
             swept_at: now,
             bearing: Bearing::default(),
             were_two: false,
+            is_other_boot: false,
             gateway,
         };
         link.handle_record(now);
@@ -345,6 +348,7 @@ impl Link {
                 self.left = self.left.filter(|left| *left == hello.boot);
                 self.inquiry = None;
                 self.accused_at = None;
+                self.is_other_boot = true;
             }
         }
         if self.left == Some(hello.boot) {
@@ -481,7 +485,10 @@ impl Link {
             is_held: self.hold.is_held(now),
             carries: self.life.remote_carries(),
         };
-        settled.is_other_bearing = bearing != self.bearing;
+        let is_other_boot = std::mem::take(&mut self.is_other_boot);
+        // What was said to the boot before is to be said again.
+        settled.went_up |= is_other_boot && state.is_ok();
+        settled.is_other_bearing = bearing != self.bearing || is_other_boot;
         self.bearing = bearing;
     }
 
