@@ -1,7 +1,8 @@
 //! Moves packets: TUN, UDP and WireGuard.
 //!
 //! `packet` knows bytes and nothing else; `data` owns the threads that move them; `wg` is the
-//! process that configures them as a drop-in WireGuard; `io` is the only part that touches the kernel.
+//! process that configures them as a drop-in WireGuard; `run` is the one that does so for a mesh,
+//! as `links` decide, with `plane` between both; `io` is the only part that touches the kernel.
 
 pub mod data;
 pub mod drops;
@@ -10,5 +11,9 @@ pub mod keys;
 pub mod links;
 pub mod packet;
 mod places;
+pub mod plane;
+pub mod roster;
 mod screen;
+pub mod status;
+pub mod table;
 pub mod wg;

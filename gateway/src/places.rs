@@ -72,10 +72,6 @@ impl Places {
     }
 
     /// The queues were made anew: all are attached.
-    #[expect(
-        dead_code,
-        reason = "the plane makes a deleted interface again; merged next"
-    )]
     pub(crate) fn queues_are_new(&mut self) {
         for slots in &mut self.threads {
             slots.attached = None;

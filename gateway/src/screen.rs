@@ -233,6 +233,15 @@ impl Screen {
         addressee(keys, raw, packet, linked).unwrap_or_else(Verdict::Refused)
     }
 
+    /// Sends a datagram of another kind from the tunnel's own port.
+    pub(crate) fn send(&mut self, remote: SocketAddr, bytes: &[u8]) {
+        let to = Endpoint {
+            remote,
+            local: None,
+        };
+        self.reply(&to, bytes);
+    }
+
     fn reply(&mut self, to: &Endpoint, bytes: &[u8]) {
         let message = Message {
             to: to.remote,

@@ -1,5 +1,7 @@
 //! Watches the kernel: is our interface up, how large may its packets be, is it gone, did routes change.
 
+pub mod interfaces;
+
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

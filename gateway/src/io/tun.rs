@@ -181,8 +181,7 @@ impl Tun {
             tracing::debug!(interface = self.name, %error, "IPv6 address generation left as it is");
         }
         sys::tun_set_persistent(self.queues[0].as_fd())?;
-        let socket = super::udp::any_socket()?;
-        sys::interface_up(socket.as_fd(), &self.name)
+        put_up(&self.name)
     }
 
     /// Asks for the most and takes what the kernel grants.
@@ -228,6 +227,12 @@ impl Tun {
         }
         Ok(())
     }
+}
+
+/// Brings an interface up, whatever else it is.
+pub fn put_up(name: &str) -> io::Result<()> {
+    let socket = super::udp::any_socket()?;
+    sys::interface_up(socket.as_fd(), name)
 }
 
 fn flags(multi: bool) -> i32 {

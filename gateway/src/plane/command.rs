@@ -1,0 +1,109 @@
+//! What the daemon tells the plane.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use proto::key::{PublicKey, WireguardKey};
+use proto::name::Name;
+
+use super::Control;
+use crate::data::link::LinkShared;
+use crate::data::mailbox;
+use crate::table::Table;
+
+pub enum Command {
+    AddLink(NewLink),
+    RemoveLink(PublicKey),
+    /// One initiation, sent to each of these.
+    Initiate {
+        to: PublicKey,
+        addresses: Vec<SocketAddr>,
+    },
+    /// A control packet, to be sealed; `None` is the path in use.
+    Transmit {
+        to: PublicKey,
+        path: Option<SocketAddr>,
+        packet: Box<[u8]>,
+    },
+    UsePath {
+        of: PublicKey,
+        address: SocketAddr,
+    },
+    Mtu {
+        of: PublicKey,
+        mtu: u16,
+    },
+    Table(Arc<Table>),
+    /// A datagram as it is, from the tunnel's own port.
+    Ask {
+        to: SocketAddr,
+        datagram: Box<[u8]>,
+    },
+    Stop,
+}
+
+pub struct NewLink {
+    pub identity: PublicKey,
+    pub wireguard: WireguardKey,
+    pub site: Name,
+    pub shared: Arc<LinkShared>,
+}
+
+impl Control {
+    pub(super) fn obey(&mut self) {
+        let mut is_changed = false;
+        while let Ok(command) = self.waiting.try_recv() {
+            is_changed |= self.apply(command);
+        }
+        if is_changed {
+            self.publish();
+        }
+    }
+
+    /// Whether the snapshot says something else now.
+    fn apply(&mut self, command: Command) -> bool {
+        match command {
+            Command::AddLink(new) => {
+                let limiter = self.screen.open_limiter();
+                return limiter.is_some_and(|limiter| {
+                    let key = self.settings.wireguard.clone();
+                    self.links.add(new, key, limiter, &self.shared)
+                });
+            }
+            Command::RemoveLink(identity) => return self.links.remove(&identity, &self.shared),
+            Command::Table(table) => {
+                self.table = table;
+                return true;
+            }
+            Command::Initiate { to, addresses } => {
+                self.tell(&to, |slot| mailbox::Command::Initiate {
+                    slot,
+                    to: addresses,
+                })
+            }
+            Command::Transmit { to, path, packet } => {
+                self.tell(&to, |slot| mailbox::Command::SendControl {
+                    slot,
+                    packet,
+                    to: path,
+                })
+            }
+            Command::UsePath { of, address } => self.tell(&of, |slot| mailbox::Command::Endpoint {
+                slot,
+                remote: address,
+            }),
+            Command::Mtu { of, mtu } => {
+                self.tell(&of, |slot| mailbox::Command::LinkMtu { slot, mtu });
+            }
+            Command::Ask { to, datagram } => self.screen.send(to, &datagram),
+            Command::Stop => self.stopping = true,
+        }
+        false
+    }
+
+    fn tell(&self, of: &PublicKey, command: impl FnOnce(u32) -> mailbox::Command) {
+        if let Some(place) = self.links.place_of(of) {
+            self.shared.mailboxes[place.thread as usize].command(command(place.slot));
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Which gateways there are to be linked with, and what the node's own kernel has to know: read
+//! from the verified view.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use node::follow::{Peer, View};
+use proto::entry::Role;
+use proto::key::PublicKey;
+use proto::ledger::{PrefixState, Standing};
+use proto::name::Name;
+use routeagent::facts::{Facts, Remote};
+
+use crate::links::{Carriers, Carry, Gateway, Roster};
+
+/// A node that is not one of the mesh any more speaks with nobody.
+pub fn roster(view: &View) -> Roster {
+    if view.standing != Standing::Good {
+        return Roster::default();
+    }
+    let gateways = view
+        .peers
+        .iter()
+        .filter(|(identity, _)| **identity != view.identity)
+        .filter_map(|(identity, peer)| Some((*identity, gateway(peer)?)));
+    Roster {
+        gateways: gateways.collect(),
+    }
+}
+
+fn gateway(peer: &Peer) -> Option<Gateway> {
+    let record = &peer.node.record;
+    let presence = record.presence()?;
+    if record.role != Role::Gateway {
+        return None;
+    }
+    Some(Gateway {
+        site: record.site.clone(),
+        node: record.node.clone(),
+        wireguard: presence.wireguard,
+        candidates: peer.candidates.clone(),
+        lan: peer.lan_address,
+    })
+}
+
+/// What the route agent is told. The MTU of a site is what fits through every gateway that may
+/// carry it.
+pub fn facts(
+    view: &View,
+    tunnel: &Tunnel,
+    carriers: &Carriers,
+    mtus: &BTreeMap<PublicKey, u16>,
+) -> Facts {
+    let mut facts = Facts {
+        tun: tunnel.tun.clone(),
+        lan: tunnel.lan.clone(),
+        listen_port: tunnel.listen_port,
+        prefixes: BTreeMap::new(),
+        local: Vec::new(),
+    };
+    let in_force = view
+        .prefixes
+        .iter()
+        .filter(|owned| owned.state == PrefixState::Owned);
+    for owned in in_force {
+        if owned.site == view.site {
+            facts.local.push(owned.prefix);
+        } else {
+            let remote = Remote {
+                site: owned.site.clone(),
+                mtu: mtu_of(&owned.site, carriers, mtus),
+            };
+            facts.prefixes.insert(owned.prefix, remote);
+        }
+    }
+    facts
+}
+
+/// What is fixed for the life of the process, save the addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    pub tun: String,
+    pub lan: Vec<IpAddr>,
+    pub listen_port: u16,
+}
+
+/// Of a path that was not probed yet.
+pub const FIRST_MTU: u16 = 1280;
+
+/// `None` while nobody carries it.
+pub fn mtu_of(site: &Name, carriers: &Carriers, mtus: &BTreeMap<PublicKey, u16>) -> Option<u16> {
+    let gateways = match carriers.sites.get(site)? {
+        Carry::Direct(gateways) | Carry::Siblings(gateways) => gateways,
+    };
+    let known = gateways.iter().map(|gateway| mtus.get(gateway));
+    known.map(|mtu| mtu.copied().unwrap_or(FIRST_MTU)).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::key::SigningKey;
+
+    use super::*;
+
+    fn identity(number: u8) -> PublicKey {
+        SigningKey::from_seed(&[number; 32]).public()
+    }
+
+    #[test]
+    fn the_mtu_of_a_site_is_what_all_its_carriers_carry() {
+        let berlin: Name = "berlin".parse().unwrap();
+        let mut carriers = Carriers::default();
+        let mut mtus = BTreeMap::from([(identity(1), 1420), (identity(2), 1380)]);
+        assert_eq!(mtu_of(&berlin, &carriers, &mtus), None);
+        let both = Carry::Direct(vec![identity(1), identity(2)]);
+        carriers.sites.insert(berlin.clone(), both);
+        assert_eq!(mtu_of(&berlin, &carriers, &mtus), Some(1380));
+        mtus.remove(&identity(1));
+        assert_eq!(mtu_of(&berlin, &carriers, &mtus), Some(FIRST_MTU));
+    }
+}
