@@ -50,6 +50,9 @@ enum Command {
     Token(command::token::Command),
     /// Make this machine a node of a site, with a token.
     Join(command::join::Arguments),
+    /// Carry a site's traffic to and from all others.
+    #[command(subcommand)]
+    Gateway(command::gateway::Command),
     /// Say goodbye and delete this node's keys.
     Leave(command::leave::Arguments),
     /// Show and change sites and their prefixes.
@@ -98,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Broker(command) => command::broker::run(command),
         Command::Token(command) => command::token::run(command),
         Command::Join(arguments) => command::join::run(arguments),
+        Command::Gateway(command) => command::gateway::run(command),
         Command::Leave(arguments) => command::leave::run(&arguments),
         Command::Site(command) => command::site::run(command),
         Command::Node(command) => command::node::run(command),

@@ -13,6 +13,7 @@ pub mod packet;
 mod places;
 pub mod plane;
 pub mod roster;
+pub mod run;
 mod screen;
 pub mod status;
 pub mod table;

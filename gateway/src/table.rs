@@ -33,6 +33,8 @@ pub struct Site {
 pub(crate) struct Placed {
     pub(crate) place: LinkPlace,
     pub(crate) site: Name,
+    /// Whether its tunnel is its own; else it carries control packets only.
+    pub(crate) is_proven: bool,
 }
 
 impl Table {
@@ -69,7 +71,7 @@ impl Table {
     ) -> Mesh {
         let ids: BTreeMap<&Name, OwnerId> = self.sites.keys().zip((0..).map(OwnerId)).collect();
         let (mut places, mut senders) = (BTreeMap::new(), Vec::new());
-        for (identity, placed) in links {
+        for (identity, placed) in links.filter(|(_, placed)| placed.is_proven) {
             places.insert(*identity, placed.place);
             if placed.site == *local_site {
                 senders.push((placed.place, Sender::Sibling));
@@ -170,6 +172,7 @@ mod tests {
             let placed = Placed {
                 place: place(thread, slot),
                 site: name(site),
+                is_proven: number != 5,
             };
             (identity(number), placed)
         };
@@ -178,6 +181,7 @@ mod tests {
             one(2, "berlin", 1, 0),
             one(3, "berlin", 0, 1),
             one(4, "elsewhere", 1, 1),
+            one(5, "berlin", 1, 2),
         ]
     }
 
@@ -215,6 +219,17 @@ mod tests {
         let snapshot = snapshot(&[("berlin", Carry::Direct(vec![identity(9)]))]);
         let reason = snapshot.link_for(address("10.2.0.1"), &[]);
         assert_eq!(reason, Err(DropReason::SiteDown));
+    }
+
+    #[test]
+    fn who_has_not_proven_its_tunnel_neither_gets_nor_gives_anything() {
+        let snapshot = snapshot(&[("berlin", Carry::Direct(vec![identity(5)]))]);
+        let (berlin, here) = (address("10.2.0.1"), address("10.1.0.1"));
+        assert_eq!(snapshot.link_for(berlin, &[]), Err(DropReason::SiteDown));
+        assert_eq!(
+            snapshot.admit(place(1, 2), berlin, here),
+            Err(DropReason::InnerNotAllowed)
+        );
     }
 
     #[test]

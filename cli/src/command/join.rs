@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use node::join::{JoinError, Joined, Options, Step};
+use proto::entry::GrantRole;
 use proto::name::Name;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -91,7 +92,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         .build()?;
     if let Some(via) = &options.via {
         eprintln!(
-            "--via {via} is kept for this machine's daemons, which this version does not have yet; join itself calls the brokers directly"
+            "--via {via} is kept for this machine's agent, which this version does not have yet; join itself calls the brokers directly"
         );
     }
     let joined = runtime.block_on(narrated(options))?;
@@ -122,10 +123,10 @@ async fn narrated(options: Options) -> Result<Joined, JoinError> {
             }
         }
         eprintln!("{step}");
-        if let Step::Next { .. } = step {
-            eprintln!(
-                "(this version has neither of these daemons yet; what was stored stays valid)"
-            );
+        if let Step::Next { role, .. } = step
+            && role != GrantRole::Gateway
+        {
+            eprintln!("(this version has no route agent yet; what was stored stays valid)");
         }
     };
     let mut joining = pin!(node::join::join(options, &mut tell));

@@ -14,6 +14,8 @@ use crate::table::Table;
 pub enum Command {
     AddLink(NewLink),
     RemoveLink(PublicKey),
+    /// Its tunnel is its own: what comes through it may be taken.
+    Proven(PublicKey),
     /// One initiation, sent to each of these.
     Initiate {
         to: PublicKey,
@@ -71,6 +73,7 @@ impl Control {
                 });
             }
             Command::RemoveLink(identity) => return self.links.remove(&identity, &self.shared),
+            Command::Proven(identity) => return self.links.handle_proven(&identity),
             Command::Table(table) => {
                 self.table = table;
                 return true;

@@ -104,6 +104,7 @@ impl PlacedLinks {
         let placed = Placed {
             place,
             site: new.site,
+            is_proven: false,
         };
         let link = Link {
             placed,
@@ -112,6 +113,11 @@ impl PlacedLinks {
         };
         self.links.insert(new.identity, link);
         true
+    }
+
+    pub(super) fn handle_proven(&mut self, identity: &PublicKey) -> bool {
+        let link = self.links.get_mut(identity);
+        link.is_some_and(|link| !std::mem::replace(&mut link.placed.is_proven, true))
     }
 
     pub(super) fn remove(&mut self, identity: &PublicKey, shared: &Shared) -> bool {

@@ -1,0 +1,405 @@
+//! The process behind `causeway gateway run`: one event loop between the verified view of the mesh,
+//! the links, the packet path and this host's kernel.
+//!
+//! Nothing here sees a packet of a site's traffic; nothing here waits for a broker.
+
+mod addresses;
+mod drive;
+mod local;
+mod metrics;
+mod notify;
+mod pings;
+mod presence;
+mod reflect;
+mod report;
+mod routes;
+mod stop;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boringtun::x25519;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use node::follow::{self, FollowError, Handle, Timing, View};
+use node::state::{StateDir, StateError};
+use proto::entry::Role;
+use proto::key::{PublicKey, SigningKey};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::io::{Offload, boottime};
+use crate::links::{self, Links};
+use crate::plane::{self, Plane, PlaneError, PlaneEvent};
+use crate::roster;
+use crate::table::Table;
+use drive::Linked;
+use local::{LocalSocket, Question, SocketError};
+use pings::Pings;
+use presence::Whereabouts;
+use reflect::Reflection;
+use routes::Routes;
+use stop::{Signals, Stopping};
+
+/// How often counters are looked at, and what is not urgent is done.
+const SWEEP: Duration = Duration::from_millis(100);
+/// Verification of what brokers send must not hold up the links.
+const WORKERS: usize = 2;
+const QUESTIONS: usize = 64;
+/// Longest that those who answer are waited for before we call ourselves ready.
+const READY_AT_LAST: Duration = Duration::from_secs(2);
+/// Whoever has not answered by then may be away.
+const ANSWERED_BY: Duration = Duration::from_millis(700);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub state_directory: PathBuf,
+    /// Holds the socket that `causeway status` asks.
+    pub runtime_directory: PathBuf,
+    pub listen: SocketAddr,
+    pub tun: String,
+    /// This node's own address in its site; found out if not given.
+    pub address: Option<IpAddr>,
+    /// Where others reach this gateway, as `host:port`.
+    pub endpoints: Vec<String>,
+    /// The kernel's routing table for the mesh.
+    pub table: u32,
+    pub rule_priority: u32,
+    /// Value and mask, of outer datagrams.
+    pub fwmark: (u32, u32),
+    /// Metrics and health over TCP; `None` for neither.
+    pub metrics: Option<SocketAddr>,
+    pub open_forward: bool,
+    /// Data threads; `None` is one per core.
+    pub threads: Option<usize>,
+    /// Not to be used even where the kernel has them.
+    pub without: Vec<Offload>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    #[error(transparent)]
+    Plane(#[from] PlaneError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(
+        "cannot listen for metrics on {address}: {error}; give another address with --metrics, or the word off"
+    )]
+    Metrics {
+        address: SocketAddr,
+        error: io::Error,
+    },
+    #[error("cannot {0}: {1}")]
+    System(&'static str, #[source] io::Error),
+    #[error("{0}; this is a defect, and the log above says more. Start the gateway again")]
+    Ended(&'static str),
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |error| Error::System(what, error)
+}
+
+/// Carries the site's traffic until SIGTERM or SIGINT; a second one ends it at once.
+pub fn run(options: Options) -> Result<(), Error> {
+    let begun = boottime();
+    let state = StateDir::open(&options.state_directory)?;
+    harden();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("daemon")
+        .enable_all()
+        .build()
+        .map_err(failed("start threads"))?;
+    let done = runtime.block_on(async {
+        let signals = Signals::new().map_err(failed("handle signals"))?;
+        let (daemon, inputs) = Daemon::start(options, &state, begun).await?;
+        daemon.serve(inputs, signals).await
+    });
+    // What still runs there is nobody's business any more.
+    runtime.shutdown_background();
+    done
+}
+
+/// What no error should keep from serving.
+fn harden() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!("cannot keep keys out of core dumps: {error}");
+    }
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("cannot raise the number of open files to what the system allows: {error}");
+    }
+}
+
+/// What the event loop listens to besides the plane and the links.
+struct Inputs {
+    view: watch::Receiver<Arc<View>>,
+    reflector: watch::Receiver<Option<follow::ReflectorSession>>,
+    questions: mpsc::Receiver<Question>,
+    resolved: mpsc::Receiver<presence::Resolved>,
+}
+
+struct Daemon {
+    options: Options,
+    begun: Duration,
+    node: Handle,
+    view: Arc<View>,
+    plane: Plane,
+    links: Links,
+    /// The links that the plane was told of.
+    linked: HashMap<PublicKey, Linked>,
+    mtus: BTreeMap<PublicKey, u16>,
+    table: Table,
+    facts_are_old: bool,
+    routes: Routes,
+    whereabouts: Whereabouts,
+    reflection: Reflection,
+    pings: Pings,
+    /// Why there is no interface.
+    interface: Option<String>,
+    is_ready: bool,
+    stopping: Stopping,
+}
+
+impl Daemon {
+    /// In the order of what takes longest for others: the sooner the packet path runs, the sooner
+    /// handshakes are answered.
+    async fn start(
+        options: Options,
+        state: &StateDir,
+        begun: Duration,
+    ) -> Result<(Daemon, Inputs), Error> {
+        let node = follow::start(
+            state,
+            follow::Options {
+                role: Role::Gateway,
+                timing: Timing::default(),
+                fwmark: Some(options.fwmark.0),
+            },
+        )?;
+        let socket = LocalSocket::bind(&options.runtime_directory).await?;
+        let metrics = match options.metrics {
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .map_err(|error| Error::Metrics { address, error })?,
+            ),
+            None => None,
+        };
+        let plane = Plane::start(settings(&options, &node))?;
+        let links = new_links(&node)?;
+        let view = node.view();
+        let first = view.borrow().clone();
+        let (resolved, resolutions) = mpsc::channel(1);
+        let mut whereabouts = Whereabouts::new(&options, plane.port, resolved);
+        whereabouts.look();
+        whereabouts.handle_prefixes(&first);
+        let routes = Routes::new(&options, &first, plane.port);
+        let (asking, questions) = mpsc::channel(QUESTIONS);
+        tokio::spawn(local::serve_local(socket, asking.clone()));
+        if let Some(listener) = metrics {
+            tokio::spawn(local::serve_tcp(listener, asking));
+        }
+        let inputs = Inputs {
+            reflector: node.reflector(),
+            view,
+            questions,
+            resolved: resolutions,
+        };
+        let daemon = Daemon {
+            begun,
+            view: first,
+            plane,
+            links,
+            linked: HashMap::new(),
+            mtus: BTreeMap::new(),
+            table: Table::default(),
+            facts_are_old: false,
+            routes,
+            whereabouts,
+            reflection: Reflection::default(),
+            pings: Pings::default(),
+            interface: None,
+            is_ready: false,
+            stopping: Stopping::default(),
+            node,
+            options,
+        };
+        Ok((daemon, inputs))
+    }
+
+    async fn serve(mut self, mut inputs: Inputs, mut signals: Signals) -> Result<(), Error> {
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.handle_view(self.view.clone());
+        loop {
+            self.drain();
+            if self.stopping.is_over(boottime()) {
+                break;
+            }
+            let wait = self.wait();
+            tokio::select! {
+                events = self.plane.events() => {
+                    if events.is_empty() {
+                        return Err(Error::Ended("the thread that moves packets has ended"));
+                    }
+                    events.into_iter().for_each(|event| self.handle_plane(event));
+                }
+                changed = inputs.view.changed() => {
+                    if changed.is_err() {
+                        return Err(Error::Ended("the task that follows brokers has ended"));
+                    }
+                    let view = inputs.view.borrow_and_update().clone();
+                    self.handle_view(view);
+                }
+                () = tokio::time::sleep(wait) => self.links.handle_timeout(boottime()),
+                _ = sweep.tick() => self.sweep().await?,
+                Ok(()) = inputs.reflector.changed() => {
+                    let session = inputs.reflector.borrow_and_update().clone();
+                    self.reflection.handle_session(session, boottime());
+                    self.ask_reflectors();
+                }
+                Some(question) = inputs.questions.recv() => self.handle_question(question),
+                Some(resolved) = inputs.resolved.recv() => self.whereabouts.handle_resolved(resolved),
+                () = signals.next() => {
+                    if !self.begin_stop() {
+                        tracing::warn!("asked a second time to end: ending at once");
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        self.finish().await;
+        Ok(())
+    }
+
+    /// Until the links have something to do, or the stop is over.
+    fn wait(&self) -> Duration {
+        let now = boottime();
+        let due = self.links.poll_timeout().into_iter();
+        let due = due.chain(self.stopping.due()).min();
+        due.map_or(Duration::from_secs(3600), |at| at.saturating_sub(now))
+    }
+
+    fn handle_plane(&mut self, event: PlaneEvent) {
+        let now = boottime();
+        match event {
+            PlaneEvent::Control {
+                from,
+                source,
+                packet,
+            } => self.links.handle_control(&from, source, &packet, now),
+            PlaneEvent::Session { of, source } => self.links.handle_session(&of, source, now),
+            PlaneEvent::Source { of, source } => self.links.handle_source(&of, source, now),
+            PlaneEvent::Reflected { datagram, .. } => {
+                if self.reflection.handle_answer(&datagram, now) {
+                    self.whereabouts.handle_reflected(self.reflection.seen());
+                }
+            }
+            PlaneEvent::Addresses => {
+                if self.whereabouts.look() {
+                    self.reflection.handle_addresses(now);
+                    self.facts_are_old = true;
+                }
+            }
+            PlaneEvent::Interface(state) => self.interface = state.err(),
+        }
+    }
+
+    /// Of the mesh: who is in it, whose which prefix is, what can be told others.
+    fn handle_view(&mut self, view: Arc<View>) {
+        let now = boottime();
+        self.view = view;
+        self.whereabouts.handle_prefixes(&self.view);
+        let roster = roster::roster(&self.view);
+        self.tell_plane_of(&roster);
+        self.links.handle_roster(&roster, now);
+        self.links
+            .handle_knowledge(self.view.knowledge.clone(), now);
+        self.tell_proven();
+        self.tell_table();
+        self.facts_are_old = true;
+    }
+
+    /// What is not urgent.
+    async fn sweep(&mut self) -> Result<(), Error> {
+        let now = boottime();
+        self.count(now);
+        for (gateway, id) in self.pings.due(now) {
+            self.links.handle_ping(&gateway, id, now);
+        }
+        self.ask_reflectors();
+        self.whereabouts.sweep(now);
+        if let Some(presence) = self.whereabouts.publication(&self.view, now) {
+            let own: Vec<SocketAddr> = presence.candidates.clone();
+            self.links.handle_own_addresses(&own, now);
+            self.node.publish(self.complete(presence)).await;
+            self.facts_are_old = true;
+        }
+        if std::mem::take(&mut self.facts_are_old) {
+            let carriers = self.links.carriers();
+            self.routes
+                .tell(&self.view, &self.whereabouts, carriers, &self.mtus)?;
+        }
+        self.look_whether_ready(now);
+        Ok(())
+    }
+
+    fn look_whether_ready(&mut self, now: Duration) {
+        if self.is_ready || self.stopping.has_begun() {
+            return;
+        }
+        let up_since = now.saturating_sub(self.begun);
+        let statuses = self.links.statuses(now);
+        let is_late = up_since >= READY_AT_LAST;
+        let waited = up_since >= ANSWERED_BY;
+        let are_up = statuses.iter().all(|link| match link.state {
+            Ok(()) => link.carries,
+            Err(links::Why::NoAnswer | links::Why::NoAddress | links::Why::Goodbye) => waited,
+            Err(_) => false,
+        });
+        if is_late || (are_up && !statuses.is_empty()) {
+            let up = statuses.iter().filter(|link| link.state.is_ok()).count();
+            tracing::info!(links = statuses.len(), up, "ready");
+            self.is_ready = true;
+            notify::ready();
+        }
+    }
+}
+
+fn settings(options: &Options, node: &Handle) -> plane::Settings {
+    let local = node.node();
+    plane::Settings {
+        tun: options.tun.clone(),
+        listen: options.listen,
+        fwmark: options.fwmark.0,
+        threads: options.threads,
+        without: options.without.clone(),
+        wireguard: x25519::StaticSecret::from(*local.wireguard.bytes()),
+        site: local.membership.site().clone(),
+    }
+}
+
+fn new_links(node: &Handle) -> Result<Links, Error> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)
+        .map_err(|error| Error::System("get random numbers", io::Error::other(error)))?;
+    let random = u128::from_ne_bytes(random);
+    let local = node.node();
+    let local = links::Local {
+        identity: SigningKey::from_seed(&local.identity.seed()),
+        wireguard: local.wireguard.public(),
+        site: local.membership.site().clone(),
+        boot: random as u64,
+    };
+    Ok(Links::new(local, (random >> 64) as u64, boottime()))
+}

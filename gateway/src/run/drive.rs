@@ -1,0 +1,293 @@
+//! The links between what comes in and what goes out: the driving rule, written once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use proto::key::WireguardKey;
+use proto::name::Name;
+use tokio::sync::{mpsc, oneshot};
+
+use super::local::Question;
+use super::{Daemon, report};
+use crate::data::link::LinkShared;
+use crate::drops::DropReason;
+use crate::io::boottime;
+use crate::links::{Change, Counters, Event, Roster};
+use crate::plane::{Command, NewLink};
+use crate::status::{Pong, Problem, Refusal, Status};
+use crate::table::Table;
+
+/// A link that the plane has.
+pub(super) struct Linked {
+    wireguard: WireguardKey,
+    site: Name,
+    node: Name,
+    pub(super) shared: Arc<LinkShared>,
+    is_proven: bool,
+    counted: Counters,
+}
+
+impl Daemon {
+    /// After every input: what the links want done, then what they want sent.
+    pub(super) fn drain(&mut self) {
+        while let Some(event) = self.links.poll_event() {
+            self.handle_event(event);
+        }
+        while let Some(transmit) = self.links.poll_transmit() {
+            self.plane.transmit(Command::Transmit {
+                to: transmit.to,
+                path: transmit.path,
+                packet: transmit.packet.into(),
+            });
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Initiate { to, addresses } => {
+                self.plane.command(Command::Initiate { to, addresses });
+            }
+            Event::UsePath { of, address } => self.plane.command(Command::UsePath { of, address }),
+            Event::Mtu { of, mtu } => {
+                self.mtus.insert(of, mtu);
+                self.plane.command(Command::Mtu { of, mtu });
+                self.facts_are_old = true;
+            }
+            Event::CarriersChanged => {
+                self.table.carry(self.links.carriers());
+                self.plane
+                    .command(Command::Table(Arc::new(self.table.clone())));
+                self.facts_are_old = true;
+            }
+            Event::Relay { of, wanted } => tracing::debug!(%of, wanted, "relay"),
+            Event::HandedOver(handover) => {
+                if !self.node.hand_in(handover) {
+                    tracing::debug!("too much is handed over at once; it is offered again");
+                }
+            }
+            Event::Changed { of, change } => {
+                if change == Change::Proven {
+                    self.tell_proven();
+                }
+                self.tell_change(&of, &change);
+            }
+            Event::Ponged { id, rtt, .. } => self.pings.handle_pong(id, rtt),
+            Event::Left => self.stopping.handle_left(boottime()),
+        }
+    }
+
+    fn tell_change(&self, of: &proto::key::PublicKey, change: &Change) {
+        let Some(linked) = self.linked.get(of) else {
+            return;
+        };
+        let (site, gateway) = (linked.site.as_str(), linked.node.as_str());
+        match change {
+            Change::Proven => tracing::debug!(site, gateway, "has proven who it is"),
+            Change::Up => tracing::info!(site, gateway, "up"),
+            Change::Down(why) => {
+                tracing::info!(site, gateway, "down: {}", report::sentence(*why));
+            }
+            Change::Path { from, to } => {
+                tracing::info!(site, gateway, %from, %to, "goes another way");
+            }
+            Change::TwoOfOneKey => tracing::warn!(
+                site,
+                gateway,
+                "two machines use its key: a state directory was copied. Stop one, delete its copy, and join it with a token of its own"
+            ),
+            Change::NotProven => tracing::warn!(
+                site,
+                gateway,
+                "its proof does not hold: its record may claim a key that is another's"
+            ),
+        }
+    }
+
+    /// Those that are gone first, so that a key that moved to another node is free.
+    pub(super) fn tell_plane_of(&mut self, roster: &Roster) {
+        let gone: Vec<_> = self
+            .linked
+            .iter()
+            .filter(|(identity, linked)| {
+                let now = roster.gateways.get(identity);
+                now.is_none_or(|now| now.wireguard != linked.wireguard || now.site != linked.site)
+            })
+            .map(|(identity, _)| *identity)
+            .collect();
+        for identity in gone {
+            self.linked.remove(&identity);
+            self.mtus.remove(&identity);
+            self.plane.command(Command::RemoveLink(identity));
+        }
+        for (identity, gateway) in &roster.gateways {
+            if self.linked.contains_key(identity) {
+                continue;
+            }
+            let shared = Arc::new(LinkShared::default());
+            let linked = Linked {
+                wireguard: gateway.wireguard,
+                site: gateway.site.clone(),
+                node: gateway.node.clone(),
+                shared: shared.clone(),
+                is_proven: false,
+                counted: Counters::default(),
+            };
+            self.linked.insert(*identity, linked);
+            self.plane.command(Command::AddLink(NewLink {
+                identity: *identity,
+                wireguard: gateway.wireguard,
+                site: gateway.site.clone(),
+                shared,
+            }));
+        }
+    }
+
+    /// Nothing of a site is taken from a tunnel before its other end has proven whose it is.
+    pub(super) fn tell_proven(&mut self) {
+        for (identity, linked) in &mut self.linked {
+            if !linked.is_proven && self.links.is_proven(identity) {
+                linked.is_proven = true;
+                self.plane.command(Command::Proven(*identity));
+            }
+        }
+    }
+
+    pub(super) fn tell_table(&mut self) {
+        let table = Table::new(&self.view.prefixes, &self.view.site, self.links.carriers());
+        if table != self.table {
+            self.table = table;
+            self.plane
+                .command(Command::Table(Arc::new(self.table.clone())));
+        }
+    }
+
+    /// What the packet path has counted since the last time.
+    pub(super) fn count(&mut self, now: Duration) {
+        for (identity, linked) in &mut self.linked {
+            let load = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+            let counters = Counters {
+                tx_data: load(&linked.shared.tx_data),
+                rx_data: load(&linked.shared.rx_data),
+                rx_any: load(&linked.shared.rx_any),
+                large: load(&linked.shared.large),
+            };
+            if counters != linked.counted {
+                linked.counted = counters;
+                self.links.handle_counters(identity, counters, now);
+            }
+        }
+    }
+
+    pub(super) fn ask_reflectors(&mut self) {
+        let nonces = || {
+            let mut bytes = [0; 8];
+            // Without randomness a nonce can be guessed, and the MAC still cannot.
+            let _ = getrandom::fill(&mut bytes);
+            u64::from_ne_bytes(bytes)
+        };
+        for (to, datagram) in self.reflection.due(boottime(), nonces) {
+            self.plane.transmit(Command::Ask {
+                to,
+                datagram: Box::new(datagram),
+            });
+        }
+    }
+
+    // ---- questions --------------------------------------------------------------------------
+
+    pub(super) fn handle_question(&mut self, question: Question) {
+        match question {
+            Question::Status(answer) => {
+                // Whoever asked may have gone.
+                let _told = answer.send(self.status());
+            }
+            Question::Ping {
+                site,
+                count,
+                answers,
+                taken,
+            } => {
+                let _told = self.start_ping(&site, count, (answers, taken));
+            }
+        }
+    }
+
+    fn start_ping(
+        &mut self,
+        site: &str,
+        count: u32,
+        (answers, taken): (mpsc::Sender<Pong>, oneshot::Sender<Result<(), Refusal>>),
+    ) -> Result<(), Result<(), Refusal>> {
+        let links = self.links.statuses(boottime());
+        let gateways: Vec<_> = links
+            .iter()
+            .filter(|link| link.site.as_str() == site)
+            .map(|link| (link.of, report::pong(link)))
+            .collect();
+        if gateways.is_empty() {
+            return taken.send(Err(no_such_site(site, &self.view.site)));
+        }
+        if !self.pings.start(gateways, count, answers) {
+            return taken.send(Err(Refusal {
+                what: "too many pings are under way".to_owned(),
+                next: "wait until they have ended".to_owned(),
+            }));
+        }
+        taken.send(Ok(()))
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let now = boottime();
+        let counts = DropReason::ALL
+            .iter()
+            .map(|reason| (reason.label().to_owned(), self.plane.dropped(*reason)));
+        let drops: BTreeMap<String, u64> = counts.filter(|(_, count)| *count > 0).collect();
+        report::status(report::Facts {
+            view: &self.view,
+            links: self.links.statuses(now),
+            linked: &self.linked,
+            carriers: self.links.carriers(),
+            mtus: &self.mtus,
+            addresses: self.whereabouts.candidates(),
+            lan: self.whereabouts.lan(),
+            tun: &self.options.tun,
+            port: self.plane.port,
+            uptime: now.saturating_sub(self.begun),
+            ready: self.is_ready,
+            drops,
+            problems: self.problems(),
+        })
+    }
+
+    /// Of the parts that are no link's and no broker's.
+    fn problems(&self) -> Vec<Problem> {
+        let interface = self.interface.iter().map(|why| Problem {
+            what: format!("interface {} is gone: {why}", self.options.tun),
+            next: "it is tried until it can be made".to_owned(),
+        });
+        interface
+            .chain(self.routes.problems())
+            .chain(self.whereabouts.problems())
+            .collect()
+    }
+}
+
+fn no_such_site(site: &str, own: &Name) -> Refusal {
+    let (what, next) = if site == own.as_str() {
+        (
+            format!("{site} is this gateway's own site, and it has no other gateway"),
+            "name another site; `causeway status` shows those there are",
+        )
+    } else {
+        (
+            format!("no gateway of a site {site} is known here"),
+            "`causeway status` shows the sites there are; one that is new needs a gateway that has joined",
+        )
+    };
+    Refusal {
+        what,
+        next: next.to_owned(),
+    }
+}

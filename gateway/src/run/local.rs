@@ -1,0 +1,259 @@
+//! How others on this host ask: HTTP on a Unix socket, and metrics and health on TCP.
+
+mod socket;
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::status::{Pong, Refusal, Status};
+pub(super) use socket::{LocalSocket, SocketError};
+
+const MOST_CONNECTIONS: usize = 64;
+const HEAD: Duration = Duration::from_secs(5);
+/// Longer than the longest ping takes.
+const CONNECTION: Duration = Duration::from_secs(60);
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON: &str = "application/json";
+const LINES: &str = "application/x-ndjson";
+/// Answers that wait for whoever asked.
+const PONGS: usize = 256;
+const DEFAULT_COUNT: u32 = 4;
+
+/// What the daemon is asked.
+pub(super) enum Question {
+    Status(oneshot::Sender<Status>),
+    Ping {
+        site: String,
+        count: u32,
+        answers: mpsc::Sender<Pong>,
+        taken: oneshot::Sender<Result<(), Refusal>>,
+    },
+}
+
+/// Who asks: over TCP nothing is shown that names addresses or keys.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Local,
+    Tcp,
+}
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+/// Serves until it is dropped.
+pub(super) async fn serve_local(socket: LocalSocket, questions: mpsc::Sender<Question>) {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let accepted = socket.listener.accept().await.map(|(stream, _)| stream);
+        take(accepted, &room, Door::Local, &questions).await;
+    }
+}
+
+pub(super) async fn serve_tcp(listener: TcpListener, questions: mpsc::Sender<Question>) {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        take(accepted, &room, Door::Tcp, &questions).await;
+    }
+}
+
+async fn take<S>(
+    accepted: io::Result<S>,
+    room: &Arc<Semaphore>,
+    door: Door,
+    questions: &mpsc::Sender<Question>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let stream = match accepted {
+        Ok(stream) => stream,
+        Err(error) => {
+            // A shortage of descriptors passes; until then this must not be a busy loop.
+            tracing::debug!("http: cannot take a connection: {error}");
+            return tokio::time::sleep(ACCEPT_AGAIN).await;
+        }
+    };
+    let Ok(place) = Arc::clone(room).acquire_owned().await else {
+        return;
+    };
+    let questions = questions.clone();
+    tokio::spawn(async move {
+        let service = service_fn(|request| {
+            let questions = questions.clone();
+            async move { Ok::<_, Infallible>(answer(&request, door, &questions).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(16 * 1024)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Ok(Err(error)) = tokio::time::timeout(CONNECTION, connection).await {
+            tracing::debug!("http: {error}");
+        }
+        drop(place);
+    });
+}
+
+async fn answer(
+    request: &Request<Incoming>,
+    door: Door,
+    questions: &mpsc::Sender<Question>,
+) -> Answer {
+    if request.method() != Method::GET {
+        return refused(StatusCode::METHOD_NOT_ALLOWED, "only GET is known", "");
+    }
+    match (request.uri().path(), door) {
+        ("/metrics", _) => match status(questions).await {
+            Some(status) => page(StatusCode::OK, METRICS, super::metrics::text(&status)),
+            None => ending(),
+        },
+        ("/health", Door::Tcp) => match status(questions).await {
+            Some(status) => health(&status),
+            None => ending(),
+        },
+        ("/status", Door::Local) => match status(questions).await {
+            Some(status) => json(StatusCode::OK, &status),
+            None => ending(),
+        },
+        ("/ping", Door::Local) => ping(request.uri().query().unwrap_or(""), questions).await,
+        (_, Door::Local) => refused(
+            StatusCode::NOT_FOUND,
+            "there is no such page",
+            "/status, /ping?site=NAME&count=N and /metrics are here",
+        ),
+        (_, Door::Tcp) => refused(
+            StatusCode::NOT_FOUND,
+            "there is no such page",
+            "/metrics and /health are here",
+        ),
+    }
+}
+
+async fn status(questions: &mpsc::Sender<Question>) -> Option<Status> {
+    let (answer, told) = oneshot::channel();
+    questions.send(Question::Status(answer)).await.ok()?;
+    told.await.ok()
+}
+
+fn health(status: &Status) -> Answer {
+    let (code, text) = if status.ready {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready yet\n")
+    };
+    page(code, "text/plain; charset=utf-8", text.to_owned())
+}
+
+async fn ping(query: &str, questions: &mpsc::Sender<Question>) -> Answer {
+    let value = |name: &str| {
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs
+            .filter(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+            .next()
+    };
+    let count = value("count").map_or(Ok(DEFAULT_COUNT), str::parse);
+    let (Some(site), Ok(count @ 1..=super::pings::MAX_COUNT)) = (value("site"), count) else {
+        return refused(
+            StatusCode::BAD_REQUEST,
+            "a ping needs a site, and a count from 1 to 100",
+            "ask for /ping?site=NAME&count=N",
+        );
+    };
+    let (answers, told) = mpsc::channel(PONGS);
+    let (taken, is_taken) = oneshot::channel();
+    let question = Question::Ping {
+        site: site.to_owned(),
+        count,
+        answers,
+        taken,
+    };
+    if questions.send(question).await.is_err() {
+        return ending();
+    }
+    match is_taken.await {
+        Ok(Ok(())) => lines(told),
+        Ok(Err(refusal)) => json(StatusCode::NOT_FOUND, &refusal),
+        Err(_) => ending(),
+    }
+}
+
+/// A body that grows with every answer.
+struct Pongs(mpsc::Receiver<Pong>);
+
+impl Body for Pongs {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|pong| {
+            let mut line = serde_json::to_vec(&pong?).unwrap_or_default();
+            line.push(b'\n');
+            Some(Ok(Frame::data(line.into())))
+        })
+    }
+}
+
+fn lines(pongs: mpsc::Receiver<Pong>) -> Answer {
+    typed(StatusCode::OK, LINES, Pongs(pongs).boxed())
+}
+
+fn json(code: StatusCode, value: &impl Serialize) -> Answer {
+    match serde_json::to_string(value) {
+        Ok(text) => page(code, JSON, text + "\n"),
+        Err(error) => page(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "text/plain",
+            error.to_string(),
+        ),
+    }
+}
+
+fn refused(code: StatusCode, what: &str, next: &str) -> Answer {
+    let refusal = Refusal {
+        what: what.to_owned(),
+        next: next.to_owned(),
+    };
+    json(code, &refusal)
+}
+
+fn ending() -> Answer {
+    refused(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "the gateway is ending",
+        "start it again",
+    )
+}
+
+fn page(code: StatusCode, kind: &'static str, text: String) -> Answer {
+    typed(code, kind, Full::new(Bytes::from(text)).boxed())
+}
+
+fn typed(code: StatusCode, kind: &'static str, body: BoxBody<Bytes, Infallible>) -> Answer {
+    let mut response = Response::new(body);
+    *response.status_mut() = code;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

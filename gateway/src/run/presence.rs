@@ -1,0 +1,239 @@
+//! What this node says of itself: found out, put together, and said again only when it has changed.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use node::follow::View;
+use proto::ledger::{PrefixState, Standing};
+use proto::record::{Capabilities, Presence};
+use tokio::sync::mpsc;
+
+use super::addresses::{self, From, Known, Prefixes};
+use super::{Daemon, Options};
+use crate::io::netlink::interfaces::interfaces;
+use crate::status::Problem;
+
+/// Names are resolved again so often.
+const RESOLVE: Duration = Duration::from_secs(60);
+const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
+/// A change that others follow is not told sooner than this after the last.
+const DAMPING: Duration = Duration::from_secs(1);
+
+/// What became of the names of `--endpoint`, in their order.
+pub(super) type Resolved = Vec<(String, Result<Vec<SocketAddr>, String>)>;
+
+/// Where this node is, as far as it knows.
+pub(super) struct Whereabouts {
+    known: Known,
+    prefixes: Prefixes,
+    endpoints: Vec<String>,
+    /// The last good answer for each name.
+    resolved: BTreeMap<String, Vec<SocketAddr>>,
+    unresolved: BTreeMap<String, String>,
+    resolving: mpsc::Sender<Resolved>,
+    next_resolution: Duration,
+    candidates: Vec<(SocketAddr, From)>,
+    lan: Vec<IpAddr>,
+    published: Option<(Vec<SocketAddr>, Option<IpAddr>)>,
+    published_at: Duration,
+}
+
+/// The part of a [`Presence`] that changes.
+pub(super) struct Publication {
+    pub(super) candidates: Vec<SocketAddr>,
+    lan: Option<IpAddr>,
+}
+
+impl Whereabouts {
+    pub(super) fn new(
+        options: &Options,
+        port: u16,
+        resolving: mpsc::Sender<Resolved>,
+    ) -> Whereabouts {
+        let known = Known {
+            given_lan: options.address,
+            port,
+            ..Known::default()
+        };
+        Whereabouts {
+            known,
+            prefixes: Prefixes::default(),
+            endpoints: options.endpoints.clone(),
+            resolved: BTreeMap::new(),
+            unresolved: BTreeMap::new(),
+            resolving,
+            next_resolution: Duration::ZERO,
+            candidates: Vec::new(),
+            lan: Vec::new(),
+            published: None,
+            published_at: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn candidates(&self) -> &[(SocketAddr, From)] {
+        &self.candidates
+    }
+
+    pub(super) fn lan(&self) -> &[IpAddr] {
+        &self.lan
+    }
+
+    /// At the kernel; whether something has changed.
+    pub(super) fn look(&mut self) -> bool {
+        match interfaces() {
+            Ok(found) if found == self.known.interfaces => false,
+            Ok(found) => {
+                self.known.interfaces = found;
+                self.choose();
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the addresses of this host cannot be read");
+                false
+            }
+        }
+    }
+
+    pub(super) fn handle_prefixes(&mut self, view: &View) {
+        let in_force = view
+            .prefixes
+            .iter()
+            .filter(|owned| owned.state == PrefixState::Owned);
+        let (own, others): (Vec<_>, Vec<_>) = in_force.partition(|owned| owned.site == view.site);
+        self.prefixes = Prefixes {
+            own: own.iter().map(|owned| owned.prefix).collect(),
+            others: others.iter().map(|owned| owned.prefix).collect(),
+        };
+        self.choose();
+    }
+
+    pub(super) fn handle_reflected(&mut self, seen: Vec<SocketAddr>) {
+        self.known.reflected = seen;
+        self.choose();
+    }
+
+    /// A name that cannot be resolved now keeps what it had.
+    pub(super) fn handle_resolved(&mut self, resolved: Resolved) {
+        self.unresolved.clear();
+        for (name, result) in resolved {
+            match result {
+                Ok(addresses) => {
+                    self.resolved.insert(name, addresses);
+                }
+                Err(why) => {
+                    self.unresolved.insert(name, why);
+                }
+            }
+        }
+        let in_order = self.endpoints.iter();
+        self.known.configured = in_order
+            .filter_map(|name| self.resolved.get(name))
+            .flatten()
+            .copied()
+            .collect();
+        self.choose();
+    }
+
+    fn choose(&mut self) {
+        self.candidates = addresses::candidates(&self.known, &self.prefixes);
+        self.lan = addresses::lan_addresses(&self.known, &self.prefixes);
+    }
+
+    pub(super) fn sweep(&mut self, now: Duration) {
+        if now >= self.next_resolution {
+            self.next_resolution = now + RESOLVE;
+            self.resolve();
+        }
+    }
+
+    /// In the background; the answer comes as [`Resolved`].
+    fn resolve(&self) {
+        if self.endpoints.is_empty() {
+            return;
+        }
+        let (names, done) = (self.endpoints.clone(), self.resolving.clone());
+        tokio::spawn(async move {
+            let mut resolved = Vec::new();
+            for name in names {
+                let found = tokio::time::timeout(RESOLVE_WITHIN, look_up(&name)).await;
+                let found = found.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+                resolved.push((name, found));
+            }
+            // Nobody waits for it once the daemon ends.
+            let _told = done.send(resolved).await;
+        });
+    }
+
+    /// What to publish now, if anything: new, and not sooner after the last than is good.
+    pub(super) fn publication(&mut self, view: &View, now: Duration) -> Option<Publication> {
+        let candidates: Vec<SocketAddr> = self
+            .candidates
+            .iter()
+            .map(|(address, _)| *address)
+            .collect();
+        let lan = self.lan.first().copied();
+        let is_known = self
+            .published
+            .as_ref()
+            .is_some_and(|(former, former_lan)| *former == candidates && *former_lan == lan);
+        let is_soon = self.published.is_some() && now.saturating_sub(self.published_at) < DAMPING;
+        // Which of our addresses are inside our site only the ledger tells.
+        let is_blind = view.standing == Standing::NoGrant && view.prefixes.is_empty();
+        let waits_for_names =
+            !self.endpoints.is_empty() && self.resolved.is_empty() && self.unresolved.is_empty();
+        if is_known || is_soon || is_blind || waits_for_names {
+            return None;
+        }
+        self.published = Some((candidates.clone(), lan));
+        self.published_at = now;
+        Some(Publication { candidates, lan })
+    }
+
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let unresolved = self.unresolved.iter().map(|(name, why)| Problem {
+            what: format!("the endpoint {name} cannot be resolved: {why}"),
+            next: "see to the name service, or give an address with --endpoint; it is tried again every minute".to_owned(),
+        });
+        let foreign = self
+            .known
+            .configured
+            .iter()
+            .filter(|address| self.prefixes.is_anothers(address.ip()))
+            .map(|address| Problem {
+                what: format!(
+                    "the endpoint {address} lies inside another site's prefix: nobody would use it"
+                ),
+                next:
+                    "give with --endpoint an address by which this gateway is reached from outside"
+                        .to_owned(),
+            });
+        unresolved.chain(foreign).collect()
+    }
+}
+
+async fn look_up(name: &str) -> Result<Vec<SocketAddr>, String> {
+    let found = tokio::net::lookup_host(name)
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut addresses: Vec<SocketAddr> = found.collect();
+    // Name servers turn them round; a record must not change for that.
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+impl Daemon {
+    pub(super) fn complete(&self, publication: Publication) -> Presence {
+        let local = self.node.node();
+        Presence {
+            wireguard: local.wireguard.public(),
+            next_wireguard: None,
+            candidates: publication.candidates,
+            lan_address: publication.lan,
+            region: local.membership.region.clone(),
+            zone: local.membership.zone.clone(),
+            capabilities: Capabilities::default(),
+        }
+    }
+}

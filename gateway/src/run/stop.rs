@@ -1,0 +1,110 @@
+//! The end in good order: goodbye is said, and what still arrives is delivered for a moment.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Daemon, notify};
+use crate::io::boottime;
+
+/// Whatever happens.
+const AT_LAST: Duration = Duration::from_secs(3);
+/// Brokers are told as well; they need not be there.
+const BROKERS: Duration = Duration::from_millis(500);
+
+/// SIGTERM and SIGINT.
+pub(super) struct Signals(Signal, Signal);
+
+impl Signals {
+    pub(super) fn new() -> io::Result<Signals> {
+        Ok(Signals(
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        ))
+    }
+
+    pub(super) async fn next(&mut self) {
+        poll_fn(|context| {
+            if self.0.poll_recv(context).is_ready() || self.1.poll_recv(context).is_ready() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Stopping {
+    at_last: Option<Duration>,
+    over: Option<Duration>,
+}
+
+impl Stopping {
+    pub(super) fn has_begun(&self) -> bool {
+        self.at_last.is_some()
+    }
+
+    pub(super) fn begin(&mut self, now: Duration) {
+        self.at_last = Some(now + AT_LAST);
+    }
+
+    /// All have heard the goodbye, or do not answer, and what was under way to us has arrived.
+    pub(super) fn handle_left(&mut self, now: Duration) {
+        self.over.get_or_insert(now);
+    }
+
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.over.into_iter().chain(self.at_last).min()
+    }
+
+    pub(super) fn is_over(&self, now: Duration) -> bool {
+        self.due().is_some_and(|at| now >= at)
+    }
+}
+
+impl Daemon {
+    /// False if it was asked for before.
+    pub(super) fn begin_stop(&mut self) -> bool {
+        if self.stopping.has_begun() {
+            return false;
+        }
+        tracing::info!("stopping");
+        notify::stopping();
+        let now = boottime();
+        self.stopping.begin(now);
+        self.links.handle_stop(now);
+        true
+    }
+
+    pub(super) async fn finish(self) {
+        self.plane.stop();
+        self.routes.stop();
+        // They hear it from the connection's end otherwise.
+        let _told = tokio::time::timeout(BROKERS, self.node.stop()).await;
+        tracing::info!("stopped");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_over_when_all_were_told_and_at_last_anyway() {
+        let at = Duration::from_millis;
+        let mut stopping = Stopping::default();
+        assert!(!stopping.is_over(at(1_000_000)));
+        stopping.begin(at(10_000));
+        assert!(!stopping.is_over(at(12_000)));
+        stopping.handle_left(at(12_000));
+        assert!(stopping.is_over(at(12_000)));
+        let mut deaf = Stopping::default();
+        deaf.begin(at(10_000));
+        assert!(deaf.is_over(at(13_000)));
+    }
+}
