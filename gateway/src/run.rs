@@ -90,6 +90,8 @@ pub enum Error {
     Plane(#[from] PlaneError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Routes(#[from] routeagent::StartError),
     #[error(
         "cannot listen for metrics on {address}: {error}; give another address with --metrics, or the word off"
     )]
@@ -203,7 +205,7 @@ impl Daemon {
         let mut whereabouts = Whereabouts::new(&options, plane.port, resolved);
         whereabouts.look();
         whereabouts.handle_prefixes(&first);
-        let routes = Routes::new(&options, &first, plane.port);
+        let routes = Routes::new(&options, plane.port);
         let (asking, questions) = mpsc::channel(QUESTIONS);
         tokio::spawn(local::serve_local(socket, asking.clone()));
         if let Some(listener) = metrics {
@@ -339,9 +341,10 @@ impl Daemon {
         }
         self.ask_reflectors();
         self.whereabouts.sweep(now);
+        let own = self.whereabouts.candidates();
+        let own: Vec<SocketAddr> = own.iter().map(|(address, _)| *address).collect();
+        self.links.handle_own_addresses(&own, now);
         if let Some(presence) = self.whereabouts.publication(&self.view, now) {
-            let own: Vec<SocketAddr> = presence.candidates.clone();
-            self.links.handle_own_addresses(&own, now);
             self.node.publish(self.complete(presence)).await;
             self.facts_are_old = true;
         }

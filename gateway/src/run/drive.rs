@@ -240,9 +240,17 @@ impl Daemon {
 
     pub(super) fn status(&self) -> Status {
         let now = boottime();
+        let refused = self.links.refused();
+        let of_links = [
+            ("control_unreadable", refused.unreadable),
+            ("control_unproven", refused.unproven),
+            ("control_word", refused.words),
+        ];
         let counts = DropReason::ALL
             .iter()
-            .map(|reason| (reason.label().to_owned(), self.plane.dropped(*reason)));
+            .map(|reason| (reason.label(), self.plane.dropped(*reason)))
+            .chain(of_links)
+            .map(|(label, count)| (label.to_owned(), count));
         let drops: BTreeMap<String, u64> = counts.filter(|(_, count)| *count > 0).collect();
         report::status(report::Facts {
             view: &self.view,

@@ -33,9 +33,12 @@ pub(super) fn text(status: &Status) -> String {
         page.line(&labels, u8::from(is_reachable));
     }
     page.counter("dropped_packets_total", "Packets dropped, by reason");
+    let mut drops = status.drops.clone();
     for reason in DropReason::ALL {
-        let count = status.drops.get(reason.label()).copied().unwrap_or(0);
-        page.line(&[("reason", reason.label())], count);
+        drops.entry(reason.label().to_owned()).or_default();
+    }
+    for (reason, count) in drops {
+        page.line(&[("reason", &reason)], count);
     }
     page.0
 }
