@@ -7,6 +7,7 @@ mod broker;
 mod chart;
 mod cpu;
 mod iperf;
+mod link;
 mod machine;
 mod measure;
 mod mesh;
@@ -40,6 +41,8 @@ enum What {
     Micro(micro::Options),
     /// A broker and a thousand sites: how fast a change reaches all, memory, a crash, a flood
     Broker(broker::Options),
+    /// A link between two gateways against `causeway wg`, in turn: speed
+    Link(link::Options),
     /// A gateway with a thousand remote ones: the speed of its busy link, memory, CPU at rest
     Mesh(mesh::Options),
 }
@@ -50,6 +53,7 @@ fn main() -> Result<()> {
         What::Scale(options) => scale::run(&options),
         What::Micro(options) => micro::run(&options),
         What::Broker(options) => broker::run(&options),
+        What::Link(options) => link::run(&options),
         What::Mesh(options) => mesh::run(&options),
     }
 }
