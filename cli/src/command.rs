@@ -1,6 +1,7 @@
 //! The commands around trust: what they share, and one file for each.
 
 pub(crate) mod broker;
+pub(crate) mod cleanup;
 pub(crate) mod gateway;
 pub(crate) mod join;
 pub(crate) mod leave;

@@ -64,6 +64,8 @@ enum Command {
     /// Show, carry and mend what the authority has signed.
     #[command(subcommand)]
     Ledger(command::ledger::Command),
+    /// Take everything of causeway out of this machine's kernel.
+    Cleanup(command::cleanup::Arguments),
     /// Serve one interface as a drop-in user-space WireGuard.
     Wg(wg::Arguments),
     /// Show why packets were dropped.
@@ -98,6 +100,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Wg(arguments) => return wg::run(arguments),
         Command::Drops(arguments) => drops::run(&arguments),
+        Command::Cleanup(arguments) => command::cleanup::run(&arguments),
         Command::Broker(command) => command::broker::run(command),
         Command::Token(command) => command::token::run(command),
         Command::Join(arguments) => command::join::run(arguments),

@@ -75,7 +75,6 @@ pub enum Term {
         is: bool,
         device: String,
     },
-    Family(Family),
     Source(SetName),
     Destination(SetName),
     /// Whether the source is an address of this node.
@@ -174,7 +173,6 @@ fn sources(tun: &str) -> Chain {
                 is: true,
                 device: tun.to_owned(),
             },
-            Term::Family(family),
             Term::OwnSource,
             Term::KeepSource(family),
         ])
@@ -405,8 +403,6 @@ impl fmt::Display for Term {
         match self {
             Term::Input { is, device } => write!(out, "iifname {}\"{device}\"", unless(*is)),
             Term::Output { is, device } => write!(out, "oifname {}\"{device}\"", unless(*is)),
-            Term::Family(Family::V4) => out.write_str("meta nfproto ipv4"),
-            Term::Family(Family::V6) => out.write_str("meta nfproto ipv6"),
             Term::Source(set) => write!(out, "{} saddr @{set}", header(set.family())),
             Term::Destination(set) => write!(out, "{} daddr @{set}", header(set.family())),
             Term::OwnSource => out.write_str("fib saddr type local"),
@@ -414,6 +410,9 @@ impl fmt::Display for Term {
             Term::UdpTo(port) => write!(out, "udp dport {port}"),
             Term::Marked(value, mask) => {
                 write!(out, "meta mark & {mask:#010x} == {value:#010x}")
+            }
+            Term::Mark(value, mask) if value == mask => {
+                write!(out, "meta mark set meta mark | {value:#010x}")
             }
             Term::Mark(value, mask) => {
                 write!(

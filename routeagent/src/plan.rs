@@ -130,3 +130,6 @@ fn sysctls(facts: &Facts) -> BTreeSet<Sysctl> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,13 +70,10 @@ impl Memory {
 
     pub(crate) fn restore(&self) -> io::Result<Vec<Kept>> {
         let restored: Vec<Kept> = self.to_restore().into_iter().cloned().collect();
-        // All of them: forwarding for all interfaces changes what each of them has.
-        let all = if restored.is_empty() {
-            &[][..]
-        } else {
-            &self.kept[..]
-        };
-        for kept in all {
+        // Forwarding for all interfaces changes what each of them has: those follow.
+        let along = |kept: &&Kept| kept.before == kept.set || restored.contains(kept);
+        let all = self.kept.iter().filter(along);
+        for kept in all.filter(|_| !restored.is_empty()) {
             match write(&kept.key, &kept.before) {
                 // An interface that is gone.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

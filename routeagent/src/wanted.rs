@@ -110,25 +110,30 @@ pub fn route_line(place: &Place, way: &Way) -> String {
         prefix,
         metric,
     } = place;
+    let v4 = place.family() == Family::V4;
     let mut line = match way {
         Way::Device { device, .. } => format!("{prefix} dev {device}"),
-        Way::Unreachable => format!("unreachable {prefix}"),
+        Way::Unreachable if v4 => format!("unreachable {prefix}"),
+        Way::Unreachable => format!("unreachable {prefix} dev lo"),
         Way::Strange => format!("{prefix} (strange)"),
     };
     if *table != MAIN_TABLE {
         line += &format!(" table {table}");
     }
     line += &format!(" proto {PROTOCOL}");
-    if let Way::Device { source, mtu, .. } = way {
+    if let Way::Device { source, .. } = way {
+        if v4 {
+            line += " scope link";
+        }
         if let Some(source) = source {
             line += &format!(" src {source}");
-        }
-        if let Some(mtu) = mtu {
-            line += &format!(" mtu {mtu}");
         }
     }
     if *metric != 0 {
         line += &format!(" metric {metric}");
+    }
+    if let Way::Device { mtu: Some(mtu), .. } = way {
+        line += &format!(" mtu {mtu}");
     }
     line
 }
@@ -142,9 +147,14 @@ impl fmt::Display for Rule {
         let not = if self.not { "not " } else { "" };
         let own = if self.own { " iif lo" } else { "" };
         let (value, mask) = self.fwmark;
+        let value = if value == 0 {
+            "0".to_owned()
+        } else {
+            format!("{value:#x}")
+        };
         write!(
             out,
-            "{family}{}: {not}from all fwmark {value:#x}/{mask:#x}{own} lookup {} proto {PROTOCOL}",
+            "{family}{}: {not}from all fwmark {value}/{mask:#x}{own} lookup {} proto {PROTOCOL}",
             self.priority, self.table
         )
     }

@@ -1,5 +1,5 @@
-//! A node of a mesh as far as its kernel goes: a namespace with a LAN, a way out, a TUN that
-//! nothing reads, and the route agent in it.
+//! A node of a mesh as far as its kernel goes: a namespace with a LAN, a way out, the route agent in
+//! it, and for its tunnel a wire to the other site.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,12 +22,16 @@ pub const OUTSIDE: &str = "outside";
 pub const LAN: &str = "lan";
 pub const LAN_V4: &str = "10.1.0.1";
 pub const LAN_V6: &str = "fd00:1::1";
+pub const FAR_V4: &str = "10.2.0.5";
+pub const FAR_V6: &str = "fd00:2::5";
 
-/// A node, a host in its LAN, and the world outside.
+/// A node, a host in its LAN, the world outside and the other site.
 pub struct NodeKernel {
     pub node: Namespace,
     pub host: Namespace,
     pub world: Namespace,
+    /// The other site, at the far end of what is taken for the tunnel.
+    pub far: Namespace,
     facts: watch::Sender<Arc<Facts>>,
     pub lab: Lab,
 }
@@ -35,11 +39,8 @@ pub struct NodeKernel {
 impl NodeKernel {
     pub fn new(tag: &str) -> Result<NodeKernel> {
         let lab = Lab::new(tag)?;
-        let (node, host, world) = (
-            lab.namespace("node")?,
-            lab.namespace("host")?,
-            lab.namespace("world")?,
-        );
+        let (node, host) = (lab.namespace("node")?, lab.namespace("host")?);
+        let (world, far) = (lab.namespace("world")?, lab.namespace("far")?);
         lab.veth(&node, LAN, &host, "eth0")?;
         lab.veth(&node, OUTSIDE, &world, "eth0")?;
         node.address(LAN, &format!("{LAN_V4}/16"))?;
@@ -59,6 +60,7 @@ impl NodeKernel {
             node,
             host,
             world,
+            far,
             facts,
             lab,
         };
@@ -66,12 +68,29 @@ impl NodeKernel {
         Ok(kernel)
     }
 
-    /// As a daemon would, but nothing reads it: packets into the mesh end there.
+    /// A wire without neighbours to ask for, as a tunnel is.
     pub fn make_tun(&self) -> Result<()> {
-        self.node
-            .run("ip", &["tuntap", "add", "mode", "tun", "name", TUN])?;
-        let up = ["link", "set", TUN, "mtu", "65535", "txqueuelen", "5", "up"];
-        self.node.run("ip", &up).map(drop)
+        self.lab.veth(&self.node, TUN, &self.far, "eth0")?;
+        for (namespace, name) in [(&self.node, TUN), (&self.far, "eth0")] {
+            let plain = [
+                "link",
+                "set",
+                name,
+                "arp",
+                "off",
+                "addr",
+                "02:00:00:00:00:01",
+            ];
+            namespace.run("ip", &plain)?;
+        }
+        for address in [FAR_V4, FAR_V6] {
+            self.far.address("eth0", address)?;
+        }
+        for prefix in ["10.1.0.0/16", "fd00:1::/32"] {
+            let back = ["route", "add", prefix, "dev", "eth0"];
+            self.far.run("ip", &back)?;
+        }
+        Ok(())
     }
 
     pub fn start(&self, settings: Settings) -> Result<Handle> {

@@ -32,7 +32,6 @@ fn term(term: &Term) -> Vec<Expression> {
     match term {
         Term::Input { is, device } => name(MetaKey::Iifname, *is, device),
         Term::Output { is, device } => name(MetaKey::Oifname, *is, device),
-        Term::Family(family) => is_family(*family),
         Term::Source(set) => looked_up(*set, 12, 8),
         Term::Destination(set) => looked_up(*set, 16, 24),
         Term::OwnSource => is_own(FIB_SOURCE, true),
@@ -127,7 +126,9 @@ fn keep_source(family: Family) -> Vec<Expression> {
             number(ADDRESS, Register::Reg1.into()),
         ],
     );
-    vec![payload(NETWORK_HEADER, offset, len), nat]
+    let mut all = is_family(family);
+    all.extend([payload(NETWORK_HEADER, offset, len), nat]);
+    all
 }
 
 fn load(key: MetaKey) -> Expression {
