@@ -5,6 +5,9 @@
 //! packet path tells it by these addresses, hands it to control and never to the TUN. The tunnel
 //! authenticates it; it is still read as coming from someone who may lie.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{Ipv6Addr, SocketAddr};
 
 use bincode::{Decode, Encode};
@@ -290,91 +293,5 @@ fn checksum(packet: &[u8]) -> u16 {
     match !(sum as u16) {
         0 => 0xffff,
         sum => sum,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(number: u8) -> SigningKey {
-        SigningKey::from_seed(&[number; 32])
-    }
-
-    #[test]
-    fn a_message_comes_out_as_it_went_in_at_any_size() {
-        let (from, to) = (key(1).public(), key(2).public());
-        let said = Control::Probe(Probe {
-            nonce: u64::MAX,
-            size: 1400,
-        });
-        for size in [0, 60, 61, 1280, 1400, 9000] {
-            let packet = packet(&said, &from, &to, size);
-            assert!(packet.len() >= size);
-            assert_eq!(read(&packet, &from, &to), Ok(said.clone()));
-        }
-    }
-
-    #[test]
-    fn nobody_speaks_in_anothers_name() {
-        let (from, to, other) = (key(1).public(), key(2).public(), key(3).public());
-        let packet = packet(&Control::Question { id: 7 }, &from, &to, 0);
-        assert_eq!(read(&packet, &other, &to), Err(ControlError::Packet));
-        assert_eq!(read(&packet, &from, &other), Err(ControlError::Packet));
-    }
-
-    #[test]
-    fn what_is_cut_short_or_of_another_version_is_refused() {
-        let (from, to) = (key(1).public(), key(2).public());
-        let whole = packet(&Control::Pong { id: 7 }, &from, &to, 0);
-        for length in 0..whole.len() {
-            assert!(read(&whole[..length], &from, &to).is_err(), "{length}");
-        }
-        let mut other = whole;
-        other[48] = 2;
-        assert_eq!(read(&other, &from, &to), Err(ControlError::Version));
-    }
-
-    #[test]
-    fn the_checksum_holds() {
-        let (from, to) = (key(1).public(), key(2).public());
-        let packet = packet(&Control::Ping { id: 0x0102_0304 }, &from, &to, 77);
-        let pseudo = u32::from(NEXT_HEADER_UDP) + (packet.len() - IPV6) as u32;
-        let sum = packet[8..].chunks(2).fold(pseudo, |sum, pair| {
-            sum + u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))
-        });
-        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
-    }
-
-    #[test]
-    fn a_proof_holds_for_its_tunnel_and_its_nonce_only() {
-        let signer = key(1);
-        let (own, peer) = ([9; 32], [8; 32]).into_keys();
-        let signature = prove(&signer, &own, &peer, &[1; 32]);
-        let holds =
-            |prover, asker, nonce| check_proof(&signer.public(), prover, asker, nonce, &signature);
-        assert!(holds(&own, &peer, &[1; 32]));
-        assert!(!holds(&peer, &own, &[1; 32]), "shown back to who made it");
-        assert!(!holds(&own, &peer, &[2; 32]));
-        assert!(!check_proof(
-            &key(2).public(),
-            &own,
-            &peer,
-            &[1; 32],
-            &signature
-        ));
-    }
-
-    trait IntoKeys {
-        fn into_keys(self) -> (WireguardKey, WireguardKey);
-    }
-
-    impl IntoKeys for ([u8; 32], [u8; 32]) {
-        fn into_keys(self) -> (WireguardKey, WireguardKey) {
-            (
-                WireguardKey::new(self.0).unwrap(),
-                WireguardKey::new(self.1).unwrap(),
-            )
-        }
     }
 }

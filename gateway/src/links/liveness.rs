@@ -392,3 +392,6 @@ impl Liveness {
         self.next = self.next.map(|next| next.min(at));
     }
 }
+
+#[cfg(test)]
+mod tests;
