@@ -8,7 +8,9 @@ use crate::key::MeshId;
 
 const MAGIC: [u8; 4] = *b"cwy\0";
 /// What this build speaks.
-pub const SPOKEN: Versions = Versions { least: 1, most: 1 };
+pub const SPOKEN: Versions = Versions { least: 1, most: 2 };
+/// The first that has the relay's messages.
+pub const WITH_RELAY: u16 = 2;
 /// Shorter than any frame an unknown caller may send.
 pub const MAX_HELLO: usize = 128;
 /// The TLS application protocol.

@@ -60,6 +60,8 @@ pub enum Domain {
     SiteTag,
     /// The hash over {identity, sequence} of all records.
     Records,
+    /// The hash over a pair of nodes and a broker that says where the two meet.
+    Meeting,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -91,6 +93,7 @@ impl Domain {
             Domain::ControlAddress => "causeway 1 control address",
             Domain::SiteTag => "causeway 1 site tag",
             Domain::Records => "causeway 1 records",
+            Domain::Meeting => "causeway 1 meeting",
         }
     }
 

@@ -24,4 +24,5 @@ pub mod name;
 pub mod prefix;
 pub mod record;
 pub mod reflect;
+pub mod relay;
 pub mod token;

@@ -1,7 +1,7 @@
 //! What a node, a joiner or an operator and a broker say to each other, after the hello.
 //!
-//! The caller asks with numbered requests and gets one reply for each, in order. After a `Watch`
-//! the broker also pushes. Enums grow at their end only; a broker that does not know a request
+//! The caller asks with numbered requests and gets one reply for each, in order, save for `Carry`.
+//! After a `Watch` or a `Relay` the broker also pushes. Enums grow at their end only; a broker that does not know a request
 //! closes the connection, so what is new waits for a higher version in the hello.
 
 use std::fmt;
@@ -53,6 +53,16 @@ pub enum Request {
         after: Option<([u8; 32], u32)>,
     },
     Ping,
+    /// From here on of version 2. The gateways to which this one wants its datagrams relayed, each
+    /// with a number of the caller's choice; replaces those of before. On a connection of its own.
+    Relay {
+        peers: Vec<(u32, [u8; 32])>,
+    },
+    /// A datagram for one of these, where UDP does not reach the relay. Has no reply.
+    Carry {
+        channel: u32,
+        datagram: Vec<u8>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -94,8 +104,21 @@ pub struct Position {
 /// Of the broker.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Answer {
-    Reply { number: u32, reply: Reply },
+    Reply {
+        number: u32,
+        reply: Reply,
+    },
     Push(Push),
+    /// The channels whose other side is here and has asked for this one: all of them, whenever that
+    /// changes.
+    Open {
+        channels: Vec<u32>,
+    },
+    /// What came for a channel, while this side has no address bound.
+    Carried {
+        channel: u32,
+        datagram: Vec<u8>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -127,6 +150,7 @@ pub enum Reply {
     Uses(Vec<GrantUse>),
     Pong,
     Refused(Refusal),
+    Relay(Relay),
 }
 
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
@@ -134,6 +158,14 @@ pub struct Reflector {
     /// Names the session in each datagram.
     pub session: u64,
     /// Keys the MAC of each datagram.
+    pub key: [u8; 32],
+    pub port: u16,
+}
+
+/// A session of the relay, for [`crate::relay`]'s datagrams; ends with the connection.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Relay {
+    pub session: u64,
     pub key: [u8; 32],
     pub port: u16,
 }
@@ -238,6 +270,8 @@ pub enum Refusal {
     NotAllowed,
     /// This broker has no ledger yet.
     NotReady,
+    /// This broker runs without a relay.
+    NoRelay,
 }
 
 /// What the reflector's datagrams say.
@@ -246,6 +280,13 @@ pub struct Reflected {
     pub session: u64,
     pub nonce: u64,
     pub seen_as: SocketAddr,
+}
+
+/// Without the key.
+impl fmt::Debug for Relay {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Relay on port {}", self.port)
+    }
 }
 
 /// Without the key.

@@ -9,9 +9,10 @@ use proto::hello::{Hello, Versions, Welcome};
 use proto::key::Hash;
 use proto::message::{
     Answer, Authenticate, Call, Enrol, GrantUse, NodeStatus, Position, Push, Reflector, Refusal,
-    Reply, Request, Who,
+    Relay, Reply, Request, Who,
 };
 use proto::reflect::{self, Question};
+use proto::relay;
 
 const POSITION: Position = Position {
     epoch: [6; 16],
@@ -269,6 +270,80 @@ fn hellos_and_frames_are_as_they_were() {
     ]
     .map(|(name, bytes)| (name.to_owned(), bytes));
     check::check("stream.txt", &made);
+}
+
+#[test]
+fn what_version_2_has_more_is_as_it_was() {
+    let requests = [
+        Request::Relay {
+            peers: vec![(1, [1; 32]), (300, [2; 32])],
+        },
+        Request::Carry {
+            channel: 300,
+            datagram: vec![4; 40],
+        },
+    ];
+    let reply = |reply| Answer::Reply { number: 7, reply };
+    let answers = [
+        reply(Reply::Relay(Relay {
+            session: 0x0102_0304_0506_0708,
+            key: [0x5a; 32],
+            port: 7800,
+        })),
+        reply(Reply::Refused(Refusal::NoRelay)),
+        Answer::Open {
+            channels: vec![1, 300],
+        },
+        Answer::Carried {
+            channel: 300,
+            datagram: vec![4; 40],
+        },
+    ];
+    let mut made = Vec::new();
+    for (name, request) in ["relay", "carry"].into_iter().zip(requests) {
+        let call = Call {
+            number: 300,
+            request,
+        };
+        let bytes = encode(&call).unwrap();
+        assert_eq!(decode(&bytes), Ok(call));
+        made.push((name.to_owned(), bytes));
+    }
+    for (name, answer) in ["relayed", "no-relay", "open", "carried"]
+        .into_iter()
+        .zip(answers)
+    {
+        let bytes = encode(&answer).unwrap();
+        assert_eq!(decode(&bytes), Ok(answer));
+        made.push((name.to_owned(), bytes));
+    }
+    check::check("version2.txt", &made);
+}
+
+#[test]
+fn the_relays_datagrams_are_as_they_were() {
+    let key = relay::Key::new(&[0x5a; 32]);
+    let session = 0x0102_0304_0506_0708;
+    let bind = relay::Bind {
+        session,
+        nonce: 0x1112_1314_1516_1718,
+        echo: 0x2122_2324_2526_2728,
+    };
+    let bound = relay::Bound {
+        session,
+        nonce: 0x1112_1314_1516_1718,
+        challenge: 0,
+    };
+    let to = (session, 0x3132_3334);
+    let wrap = |kind| relay::wrap(&[0xee; 32], kind, to, &key).unwrap();
+    let made = [
+        ("bind", relay::bind(bind, &key).to_vec()),
+        ("bound", relay::bound(bound, &key).to_vec()),
+        ("to-relay", wrap(relay::TO_RELAY)),
+        ("from-relay", wrap(relay::FROM_RELAY)),
+    ]
+    .map(|(name, bytes)| (name.to_owned(), bytes));
+    check::check("relay.txt", &made);
 }
 
 #[test]

@@ -248,6 +248,7 @@ fn signatures_and_hashes_under_each_domain_are_as_they_were() {
         ("enrolment", Domain::Enrolment),
         ("record", Domain::Record),
         ("session", Domain::Session),
+        ("meeting", Domain::Meeting),
         ("verified", Domain::Verified),
     ];
     let mut made = vec![("public".to_owned(), public(1).as_bytes().to_vec())];

@@ -45,6 +45,13 @@ fn calls() -> Vec<Call> {
             after: Some(([1; 32], 9)),
         },
         Request::Ping,
+        Request::Relay {
+            peers: vec![(1, [1; 32]), (300, [2; 32])],
+        },
+        Request::Carry {
+            channel: 300,
+            datagram: vec![4; 1420],
+        },
     ];
     requests
         .into_iter()
@@ -71,11 +78,14 @@ fn every_call_reads_back_and_none_does_when_cut_or_followed_by_more() {
 fn a_request_that_is_not_known_is_refused_and_not_taken_for_another() {
     let bytes = encode(&Call {
         number: 1,
-        request: Request::Ping,
+        request: Request::Carry {
+            channel: 0,
+            datagram: vec![],
+        },
     })
     .unwrap();
     let (number, last) = (bytes[0], bytes[1]);
-    assert_eq!(bytes.len(), 2);
+    assert_eq!(bytes.len(), 4);
     for later in last + 1..=u8::MAX {
         let unknown = [&[number, later][..], &[0; 40]].concat();
         assert!(decode::<Call>(&unknown).is_err(), "{later}");
@@ -85,8 +95,8 @@ fn a_request_that_is_not_known_is_refused_and_not_taken_for_another() {
 
 #[test]
 fn a_refusal_that_is_not_known_is_refused() {
-    let bytes = encode(&Refusal::NotReady).unwrap();
-    assert_eq!(decode::<Refusal>(&bytes), Ok(Refusal::NotReady));
+    let bytes = encode(&Refusal::NoRelay).unwrap();
+    assert_eq!(decode::<Refusal>(&bytes), Ok(Refusal::NoRelay));
     assert_eq!(
         decode::<Refusal>(&[bytes[0] + 1]),
         Err(CodecError::Unreadable)
@@ -152,6 +162,18 @@ fn the_smallest_elements_that_a_broker_sends_fill_a_frame_and_are_read() {
         more: false,
     };
     assert_eq!(decode(&encode(&reply).unwrap()), Ok(reply));
+}
+
+#[test]
+fn the_key_of_a_relay_session_is_not_shown() {
+    let reply = Reply::Relay(Relay {
+        session: 1,
+        key: [0xab; 32],
+        port: 7800,
+    });
+    let shown = format!("{reply:?} {reply:#?}");
+    assert!(!shown.contains("171"), "{shown}");
+    assert!(shown.contains("7800"));
 }
 
 #[test]

@@ -193,6 +193,9 @@ impl Client {
                 Answer::Push(push) => self.pushes.push_back(push),
                 Answer::Reply { number: of, reply } if of == number => return Ok(reply),
                 Answer::Reply { number: of, .. } => bail!("a reply to call {of}, not {number}"),
+                other @ (Answer::Open { .. } | Answer::Carried { .. }) => {
+                    bail!("unasked: {other:?}")
+                }
             }
         }
     }

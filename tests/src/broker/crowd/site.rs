@@ -181,6 +181,9 @@ impl Site {
                         reply: Reply::Pong, ..
                     } => {}
                     Answer::Reply { reply, .. } => bail!("unasked: {reply:?}"),
+                    Answer::Open { .. } | Answer::Carried { .. } => {
+                        bail!("nobody asked for a relay")
+                    }
                 },
                 Next::Order(Some(Order::Publish)) => self.publish(&mut client).await?,
                 Next::Order(Some(Order::Forget)) => {
