@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::pace::{Attempts, Paces};
 use crate::reflector::Askers;
 use crate::register::Register;
+use crate::relay::Relay;
 use crate::seats::Seats;
 use crate::store::{Doing, Heard, Store, StoreError};
 
@@ -44,6 +45,8 @@ pub(crate) struct Broker {
     pub(crate) serving_since: u64,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) askers: Arc<Askers>,
+    /// `None` with `--no-relay`.
+    pub(crate) relay: Option<Arc<Relay>>,
     pub(crate) seats: Seats,
     /// Room for callers that bring what makes them known.
     pub(crate) carriers: Arc<Semaphore>,
@@ -86,6 +89,7 @@ impl Broker {
             serving_since: unix_now(),
             metrics: Arc::new(Metrics::new()),
             askers: Arc::new(Askers::default()),
+            relay: None,
             seats: Seats::default(),
             carriers: Arc::new(Semaphore::new(MOST_CARRIERS)),
             directory: Mutex::new(directory),
@@ -226,8 +230,14 @@ impl Broker {
         let Some(mesh) = register.mesh() else {
             return;
         };
-        self.seats
-            .cut_off(|identity, grant| mesh.charter().standing(grant, identity) != Standing::Good);
+        let out = |identity: &PublicKey, grant: &Hash| {
+            mesh.charter().standing(grant, identity) != Standing::Good
+        };
+        self.seats.cut_off(out);
+        // Not only when their sessions have noticed.
+        if let Some(relay) = &self.relay {
+            relay.cut_off(out);
+        }
     }
 
     pub(crate) fn note_heard(&self, identity: PublicKey, connected: bool) {

@@ -4,6 +4,7 @@
 
 mod accept;
 mod broker;
+mod datagrams;
 pub mod directory;
 mod enrol;
 mod entries;
@@ -17,6 +18,7 @@ mod pace;
 mod publish;
 mod reflector;
 mod register;
+mod relay;
 pub mod run;
 mod seats;
 mod session;

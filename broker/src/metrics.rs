@@ -1,5 +1,7 @@
 //! What the broker counts, for Prometheus.
 
+mod relay;
+
 use std::fmt;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -7,6 +9,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+pub(crate) use relay::RelayMetrics;
 
 pub(crate) struct Metrics {
     registry: Registry,
@@ -22,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) pushes: Counter,
     pub(crate) pushed_bytes: Counter,
     pub(crate) snapshots: Counter,
+    pub(crate) relay: RelayMetrics,
     pub(crate) reflected: Counter,
     pub(crate) not_reflected: Counter,
     pub(crate) ledger_entries: Gauge,
@@ -57,6 +62,7 @@ impl Metrics {
             pushes: Counter::default(),
             pushed_bytes: Counter::default(),
             snapshots: Counter::default(),
+            relay: RelayMetrics::default(),
             reflected: Counter::default(),
             not_reflected: Counter::default(),
             ledger_entries: Gauge::default(),
@@ -67,6 +73,7 @@ impl Metrics {
         };
         metrics.register_sessions();
         metrics.register_state();
+        metrics.relay.register(&mut metrics.registry);
         metrics
     }
 

@@ -1,9 +1,6 @@
 //! Tells a gateway its outer address: answers datagrams of sessions that asked for it over TLS,
 //! with as many bytes as came and to where they came from.
 
-mod socket;
-
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,13 +8,9 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use proto::message;
 use proto::reflect;
-use tokio::net::UdpSocket;
-use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use crate::metrics::Metrics;
 use crate::pace::Bucket;
-use socket::{AskedSocket, Way};
 
 /// Of one session: some at once when a gateway starts, then two a second.
 const AT_ONCE: u32 = 16;
@@ -61,7 +54,12 @@ impl Askers {
     }
 
     /// The answer to a datagram; `None` for whatever is not a question of a session here.
-    fn answer(&self, datagram: &[u8], from: SocketAddr, now: Instant) -> Option<Vec<u8>> {
+    pub(crate) fn answer(
+        &self,
+        datagram: &[u8],
+        from: SocketAddr,
+        now: Instant,
+    ) -> Option<Vec<u8>> {
         let asker = self.by_number.get(&reflect::session_of(datagram)?)?;
         let question = reflect::read_question(datagram, &asker.key).ok()?;
         let mut pace = asker.pace.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,45 +81,6 @@ impl Leave {
 impl Drop for Leave {
     fn drop(&mut self) {
         self.askers.by_number.remove(&self.session);
-    }
-}
-
-/// Answers until it is dropped. An error of one datagram is no reason to end.
-pub(crate) async fn serve(socket: UdpSocket, askers: Arc<Askers>, metrics: Arc<Metrics>) {
-    let socket = match AskedSocket::new(socket) {
-        Ok(socket) => socket,
-        Err(error) => return warn!("there is no reflector: cannot set its socket up: {error}"),
-    };
-    // One byte more than is answered, so that what is longer is seen to be.
-    let mut datagram = [0; reflect::LENGTH + 1];
-    loop {
-        match socket.receive(&mut datagram).await {
-            Ok((length, way)) => {
-                match askers.answer(&datagram[..length], way.from, Instant::now()) {
-                    Some(answer) => send(&socket, &answer, &way, &metrics),
-                    None => drop(metrics.not_reflected.inc()),
-                }
-            }
-            Err(error) => pause_after(&error).await,
-        }
-    }
-}
-
-fn send(socket: &AskedSocket, answer: &[u8], way: &Way, metrics: &Metrics) {
-    match socket.try_answer(answer, way) {
-        Ok(()) => drop(metrics.reflected.inc()),
-        Err(error) => {
-            metrics.not_reflected.inc();
-            debug!("reflector: cannot answer {}: {error}", way.from);
-        }
-    }
-}
-
-async fn pause_after(error: &io::Error) {
-    // Word of an earlier answer that could not be delivered.
-    if error.kind() != io::ErrorKind::ConnectionRefused {
-        warn!("reflector: cannot receive: {error}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -23,14 +23,15 @@ use tracing::{info, warn};
 
 use crate::accept::Door;
 use crate::broker::{Broker, Ending};
+use crate::datagrams;
 use crate::directory::{self, Directory, DirectoryError, StoreUrl};
 use crate::entries;
 use crate::fence;
 use crate::follow;
 use crate::http;
 use crate::pace::Bucket;
-use crate::reflector;
 use crate::register::{LoadError, Register};
+use crate::relay::Relay;
 use crate::store::etcd::{Access, AccessError, AccessFiles, EtcdStore, Location};
 use crate::store::redb::RedbStore;
 use crate::store::{Contents, Store, StoreError};
@@ -244,7 +245,13 @@ impl Prepared {
             .map_err(|error: LoadError| Error::Ledger(error.to_string()))?;
         let sockets = Sockets::bind(&self.options).await?;
         let port = sockets.serving.listen.port();
-        let broker = Arc::new(Broker::new(directory, Arc::new(key), store, register, port));
+        let mut broker = Broker::new(directory, Arc::new(key), store, register, port);
+        if self.options.relay {
+            let relay = Relay::new(broker.metrics.relay.clone());
+            let relay = relay.map_err(|error| failed("get", "random numbers")(error.into()))?;
+            broker.relay = Some(Arc::new(relay));
+        }
+        let broker = Arc::new(broker);
         tokio::spawn(follow::follow(Arc::clone(&broker)));
         follow::handle_grown(&broker);
         import(&broker).await?;
@@ -400,6 +407,9 @@ fn report(broker: &Broker, url: &StoreUrl, serving: &Serving) {
     }
     info!("broker key (pin): {}", broker.key.public());
     info!("listening on {} (tcp and udp)", serving.listen);
+    if broker.relay.is_none() {
+        info!("without a relay: gateways that reach each other only by one do not by this broker");
+    }
     if let Some(http) = serving.http {
         info!("metrics and health on http://{http}");
     }
@@ -408,10 +418,14 @@ fn report(broker: &Broker, url: &StoreUrl, serving: &Serving) {
 impl Started {
     async fn serve(mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<(), Error> {
         let mut ending = self.broker.ending();
-        let reflector = self.sockets.take_reflector().map(|socket| {
-            let (askers, metrics) = (&self.broker.askers, &self.broker.metrics);
-            let answers = reflector::serve(socket, Arc::clone(askers), Arc::clone(metrics));
-            tokio::spawn(answers)
+        let datagrams = self.sockets.take_udp().map(|socket| {
+            let broker = &self.broker;
+            let serving = datagrams::Serving {
+                askers: Arc::clone(&broker.askers),
+                relay: broker.relay.clone(),
+                metrics: Arc::clone(&broker.metrics),
+            };
+            tokio::spawn(datagrams::serve(socket, serving))
         });
         if let Some(listener) = self.sockets.http.take() {
             tokio::spawn(http::serve(listener, Arc::clone(&self.broker)));
@@ -435,8 +449,8 @@ impl Started {
             }
         }
         ticks.abort();
-        if let Some(reflector) = reflector {
-            reflector.abort();
+        if let Some(datagrams) = datagrams {
+            datagrams.abort();
         }
         let asked = ending.borrow().clone();
         match asked {

@@ -7,9 +7,9 @@ use dashmap::DashMap;
 use proto::key::{Hash, PublicKey};
 use tokio::sync::Notify;
 
-/// Sessions one node may have: an old one may linger while it comes back, and its commands ask
-/// beside its daemon.
-const MOST_OF_A_NODE: usize = 4;
+/// Sessions one node may have: its daemon has one for its watch and one for the relay, the old
+/// ones may linger while it comes back, and its commands ask beside it.
+const MOST_OF_A_NODE: usize = 6;
 
 #[derive(Default)]
 pub(crate) struct Seats {

@@ -13,7 +13,7 @@ use proto::entry::GrantRole;
 use proto::frame::MAX_FRAME;
 use proto::hello::{Hello, HelloError, MAX_HELLO, SPOKEN, Welcome};
 use proto::key::{Hash, MeshId, PublicKey};
-use proto::message::{Answer, Call, Refusal, Reply};
+use proto::message::{Answer, Call, Refusal, Reply, Request};
 use proto::name::Name;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -27,6 +27,7 @@ use crate::gate::Source;
 use crate::metrics::Reason;
 use crate::pace::Bucket;
 use crate::reflector::Leave;
+use crate::relay;
 use crate::seats;
 use crate::tls::Exporter;
 
@@ -84,6 +85,7 @@ struct Session<S> {
     seat: Option<Seat>,
     watching: Option<Watching>,
     leave: Option<Leave>,
+    relay: Option<relay::Seat>,
     requests: Bucket,
     publications: Bucket,
     /// Entries of the ledger from whoever is not the authority.
@@ -112,6 +114,7 @@ enum Closed {
 enum Happened {
     Frame(Result<Bytes, LinkError>),
     Due,
+    Relayed(Answer),
     Over(Closed),
 }
 
@@ -138,6 +141,7 @@ where
         seat: None,
         watching: None,
         leave: None,
+        relay: None,
         requests: requests_of_known(),
         publications: Bucket::new(10, Duration::from_millis(100)),
         ledgers: Bucket::new(32, Duration::from_millis(500)),
@@ -150,7 +154,7 @@ where
     };
     session.report(&closed);
     // What others see of this caller ends now, not when it has said goodbye too.
-    drop((session.seat, session.watching, session.leave));
+    drop((session.seat, session.watching, session.leave, session.relay));
     session.frames.close().await;
 }
 
@@ -191,6 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             let happened = tokio::select! {
                 frame = self.frames.read() => Happened::Frame(frame),
                 () = watching::due(&mut self.watching) => Happened::Due,
+                answer = relayed(self.relay.as_ref()) => Happened::Relayed(answer),
                 () = ends(self.seat.as_ref()) => Happened::Over(Closed::Ended),
                 _ = self.ending.wait_for(Option::is_some) => Happened::Over(Closed::Stopping),
                 () = sleep_until(deadline) => Happened::Over(Closed::Late("idle")),
@@ -199,6 +204,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 Happened::Frame(Ok(frame)) => self.handle_frame(&frame).await,
                 Happened::Frame(Err(error)) => Err(Closed::Link(error)),
                 Happened::Due => self.push().await.map(|()| Next::GoOn),
+                Happened::Relayed(answer) => self.send(&answer).await.map(|_| Next::GoOn),
                 Happened::Over(closed) => Err(closed),
             };
             match done {
@@ -220,6 +226,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     async fn handle_frame(&mut self, frame: &Bytes) -> Result<Next, Closed> {
         self.heard = Instant::now();
         let call: Call = codec::decode(frame).map_err(|_| Closed::Unreadable)?;
+        if let Request::Carry { channel, datagram } = &call.request {
+            return self.handle_carry(*channel, datagram);
+        }
         let was_known = self.is_known();
         let reply = self.handle_request(call.request).await;
         // A stranger who was refused has no business here; it has its answer.
@@ -292,6 +301,14 @@ pub(crate) fn too_often(wait: Duration) -> Refusal {
 /// Enough for a list of thousands in pages, too few to keep a processor busy.
 fn requests_of_known() -> Bucket {
     Bucket::new(200, Duration::from_millis(10))
+}
+
+/// What the relay has for this caller.
+async fn relayed(seat: Option<&relay::Seat>) -> Answer {
+    match seat {
+        Some(seat) => seat.outbox.next().await,
+        None => future::pending().await,
+    }
 }
 
 /// When whoever this is must go.
@@ -374,5 +391,6 @@ pub(crate) fn reason_of(refusal: &Refusal) -> &'static str {
         Refusal::StoreDown { .. } => "store_down",
         Refusal::NotAllowed => "not_allowed",
         Refusal::NotReady => "not_ready",
+        Refusal::NoRelay => "no_relay",
     }
 }

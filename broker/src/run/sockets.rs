@@ -19,7 +19,7 @@ const BACKLOG: u32 = 4096;
 
 pub(super) struct Sockets {
     pub(super) tcp: TcpListener,
-    reflector: Option<UdpSocket>,
+    udp: Option<UdpSocket>,
     pub(super) http: Option<TcpListener>,
     pub(super) local: Local,
     pub(super) serving: Serving,
@@ -52,15 +52,15 @@ impl Sockets {
         };
         Ok(Sockets {
             tcp,
-            reflector: Some(udp),
+            udp: Some(udp),
             http,
             local,
             serving,
         })
     }
 
-    pub(super) fn take_reflector(&mut self) -> Option<UdpSocket> {
-        self.reflector.take()
+    pub(super) fn take_udp(&mut self) -> Option<UdpSocket> {
+        self.udp.take()
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::enrolment::Enrolment;
+use proto::entry::Role;
 use proto::frame::MAX_FRAME;
 use proto::key::{Domain, PublicKey, Signature};
 use proto::ledger::Standing;
@@ -13,13 +14,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{CARRIES, Caller, Node, Seat, Session, too_often};
+use super::{CARRIES, Caller, Closed, Next, Node, Seat, Session, too_often};
 use crate::broker::unix_now;
 use crate::enrol;
 use crate::entries;
 use crate::metrics::Outcome;
 use crate::pace::Bucket;
 use crate::publish;
+use crate::relay::MAX_PEERS;
 
 /// Of the records or uses in one reply.
 const BUDGET: usize = MAX_FRAME - 32 * 1024;
@@ -48,6 +50,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
             Request::PutLedger { entries } => self.put_ledger(entries).await,
             Request::Reflect => self.reflect(),
+            Request::Relay { peers } => self.relay(&peers),
             // A stranger has a first message, and must not stay by others.
             Request::Ping
             | Request::Ledger { .. }
@@ -57,6 +60,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             {
                 Err(Refusal::NotAllowed)
             }
+            // Taken before anything that has a reply.
+            Request::Carry { .. } => Err(Refusal::NotAllowed),
             Request::Ping => Ok(Reply::Pong),
             Request::Ledger { heads } => Ok(entries::missing(&self.broker, &heads)),
             Request::ListNodes { after } => Ok(self.list_nodes(after)),
@@ -334,6 +339,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let message = leave.message(self.broker.port);
         self.leave = Some(leave);
         Ok(Reply::Reflector(message))
+    }
+
+    fn relay(&mut self, peers: &[(u32, [u8; 32])]) -> Result<Reply, Refusal> {
+        let node = match &self.caller {
+            Caller::Node(node) if node.role.allows(Role::Gateway) => node,
+            Caller::Node(_)
+            | Caller::Stranger
+            | Caller::Carrier { .. }
+            | Caller::Authority(_)
+            | Caller::Local => return Err(Refusal::NotAllowed),
+        };
+        let relay = self.broker.relay.as_ref().ok_or(Refusal::NoRelay)?;
+        if peers.len() > MAX_PEERS {
+            return Err(Refusal::Quota {
+                what: "relayed gateways".to_owned(),
+                most: u32::try_from(MAX_PEERS).unwrap_or(u32::MAX),
+            });
+        }
+        let seat = match self.relay.take() {
+            Some(seat) => seat,
+            None => relay
+                .seat(node.identity, node.grant)
+                .map_err(|_| Refusal::TooOften { retry_s: 1 })?,
+        };
+        // Nobody has a key that is none.
+        let wanted = peers.iter().filter_map(|(channel, peer)| {
+            let peer = PublicKey::new(*peer).ok()?;
+            Some((*channel, peer))
+        });
+        seat.handle_wanted(&wanted.collect::<Vec<_>>());
+        let message = seat.message(self.broker.port);
+        self.relay = Some(seat);
+        Ok(Reply::Relay(message))
+    }
+
+    /// Of whoever has no place at the relay it is the last message.
+    pub(super) fn handle_carry(&self, channel: u32, datagram: &[u8]) -> Result<Next, Closed> {
+        let seat = self.relay.as_ref().ok_or(Closed::Refused)?;
+        seat.handle_carried(channel, datagram);
+        Ok(Next::GoOn)
     }
 
     fn list_nodes(&self, after: Option<[u8; 32]>) -> Reply {

@@ -286,7 +286,7 @@ fn spawn(state: &std::path::Path, store: Option<Arc<dyn Store>>) -> Spawned {
         store: None,
         etcd: AccessFiles::default(),
         http: Some("127.0.0.1:0".parse().unwrap()),
-        relay: false,
+        relay: true,
     };
     let (stop, stopped) = oneshot::channel::<()>();
     let (tell, told) = mpsc::channel();

@@ -13,7 +13,7 @@ use proto::frame::{FrameReader, frame};
 use proto::hello::{ALPN, EXPORTER, Hello, SPOKEN, Welcome};
 use proto::key::{Domain, Hash, MeshId, PublicKey, SigningKey};
 use proto::message::{
-    Answer, Authenticate, Call, Enrol, Position, Push, Refusal, Reply, Request, Who,
+    Answer, Authenticate, Call, Enrol, Position, Push, Refusal, Relay, Reply, Request, Who,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{aws_lc_rs, verify_tls13_signature_with_raw_key};
@@ -35,6 +35,7 @@ pub(crate) struct Client {
     stream: Box<dyn Stream>,
     frames: FrameReader,
     pushes: VecDeque<Push>,
+    relayed: VecDeque<Answer>,
     exporter: [u8; 32],
     number: u32,
     pub(crate) welcome: Welcome,
@@ -81,6 +82,7 @@ impl Client {
             stream,
             frames: FrameReader::new(),
             pushes: VecDeque::new(),
+            relayed: VecDeque::new(),
             exporter,
             number: 0,
             welcome: Welcome {
@@ -130,6 +132,9 @@ impl Client {
         loop {
             match codec::decode(&self.frame().await.ok()?).unwrap() {
                 Answer::Push(push) => self.pushes.push_back(push),
+                relayed @ (Answer::Open { .. } | Answer::Carried { .. }) => {
+                    self.relayed.push_back(relayed);
+                }
                 Answer::Reply { number: of, reply } => {
                     assert_eq!(of, number);
                     return Some(match reply {
@@ -152,8 +157,39 @@ impl Client {
         }
         match codec::decode(&self.frame().await.unwrap()).unwrap() {
             Answer::Push(push) => push,
-            Answer::Reply { reply, .. } => panic!("{reply:?} to nothing"),
+            other => panic!("{other:?} to nothing"),
         }
+    }
+
+    /// What the relay has for this caller.
+    pub(crate) async fn relayed(&mut self) -> Answer {
+        if let Some(answer) = self.relayed.pop_front() {
+            return answer;
+        }
+        codec::decode(&self.frame().await.unwrap()).unwrap()
+    }
+
+    pub(crate) async fn relay(&mut self, peers: &[(u32, PublicKey)]) -> Result<Relay, Refusal> {
+        let peers = peers.iter().map(|(at, peer)| (*at, *peer.as_bytes()));
+        let request = Request::Relay {
+            peers: peers.collect(),
+        };
+        match self.call(request).await? {
+            Reply::Relay(relay) => Ok(relay),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Has no reply.
+    pub(crate) async fn carry(&mut self, channel: u32, datagram: &[u8]) {
+        let request = Request::Carry {
+            channel,
+            datagram: datagram.to_vec(),
+        };
+        let call = Call { number: 0, request };
+        self.send_bytes(&codec::encode(&call).unwrap())
+            .await
+            .unwrap();
     }
 
     /// Everything up to the point where the broker says that there is no more.

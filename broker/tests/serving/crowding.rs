@@ -57,6 +57,7 @@ async fn a_stranger_gets_nothing_but_a_no() {
     for request in [
         Request::ListNodes { after: None },
         Request::Reflect,
+        Request::Relay { peers: Vec::new() },
         Request::PutLedger {
             entries: Vec::new(),
         },

@@ -13,6 +13,7 @@ mod fencing;
 mod hostile;
 mod joining;
 mod publishing;
+mod relaying;
 mod sharing;
 mod standing;
 mod storing;

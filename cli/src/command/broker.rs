@@ -57,7 +57,8 @@ pub(crate) struct Run {
     /// Metrics and health, for this machine only; `off` for neither.
     #[arg(long, value_name = "ADDRESS:PORT", env = "CAUSEWAY_HTTP", value_parser = http, default_value = "127.0.0.1:7880")]
     http: Http,
-    /// Do not forward datagrams of gateways whose paths fail; this version never does.
+    /// Do not forward datagrams of gateways whose paths fail: those that reach each other only by a
+    /// relay then need another broker with one.
     #[arg(long, env = "CAUSEWAY_NO_RELAY", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
     no_relay: bool,
 }
@@ -150,9 +151,6 @@ fn serve(arguments: Run) -> anyhow::Result<()> {
         http: arguments.http.0,
         relay: !arguments.no_relay,
     };
-    if arguments.no_relay {
-        eprintln!("causeway: --no-relay changes nothing yet: this version has no relay");
-    }
     broker::run::run(options, |_| ()).map_err(what_next)
 }
 

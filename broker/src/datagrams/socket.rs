@@ -14,12 +14,14 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-pub(super) struct AskedSocket(UdpSocket);
+const BUFFER: usize = 4 << 20;
+
+pub(crate) struct AskedSocket(UdpSocket);
 
 /// A datagram's way here, to be gone back.
 #[derive(Clone, Copy)]
-pub(super) struct Way {
-    pub(super) from: SocketAddr,
+pub(crate) struct Way {
+    pub(crate) from: SocketAddr,
     asked: Asked,
 }
 
@@ -33,7 +35,10 @@ enum Asked {
 }
 
 impl AskedSocket {
-    pub(super) fn new(socket: UdpSocket) -> io::Result<AskedSocket> {
+    pub(crate) fn new(socket: UdpSocket) -> io::Result<AskedSocket> {
+        // As much as the kernel allows: what all gateways send comes through this one.
+        setsockopt(&socket.as_fd(), sockopt::RcvBuf, &BUFFER)?;
+        setsockopt(&socket.as_fd(), sockopt::SndBuf, &BUFFER)?;
         if socket.local_addr()?.is_ipv4() {
             setsockopt(&socket.as_fd(), sockopt::Ipv4PacketInfo, &true)?;
         } else {
@@ -42,7 +47,7 @@ impl AskedSocket {
         Ok(AskedSocket(socket))
     }
 
-    pub(super) async fn receive(&self, datagram: &mut [u8]) -> io::Result<(usize, Way)> {
+    pub(crate) async fn receive(&self, datagram: &mut [u8]) -> io::Result<(usize, Way)> {
         self.0
             .async_io(Interest::READABLE, || self.try_receive(datagram))
             .await
@@ -68,7 +73,7 @@ impl AskedSocket {
     }
 
     /// Does not wait: a full socket buffer loses the answer, as the network may.
-    pub(super) fn try_answer(&self, answer: &[u8], way: &Way) -> io::Result<()> {
+    pub(crate) fn try_answer(&self, answer: &[u8], way: &Way) -> io::Result<()> {
         let parts = [IoSlice::new(answer)];
         let told = match &way.asked {
             Asked::V4(info) => Some(ControlMessage::Ipv4PacketInfo(info)),
