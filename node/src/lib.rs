@@ -16,6 +16,7 @@ pub mod leave;
 mod login;
 mod mark;
 pub mod refusal;
+pub mod relay;
 pub mod session;
 pub mod state;
 mod stores;

@@ -59,6 +59,7 @@ pub fn sentence(refusal: &Refusal, now: u64) -> String {
             plain(why)
         ),
         Refusal::NotAllowed => "the broker does not do that for this caller".to_owned(),
+        Refusal::NoRelay => "this broker runs without a relay (`--no-relay`)".to_owned(),
         Refusal::NotReady => "this broker has no ledger yet; hand it the ledger with `causeway ledger push`".to_owned(),
     }
 }
@@ -77,7 +78,8 @@ pub fn is_passing(refusal: &Refusal) -> bool {
         | Refusal::StoreDown { .. }
         | Refusal::NotAllowed
         | Refusal::NotEnrolled
-        | Refusal::NotReady => true,
+        | Refusal::NotReady
+        | Refusal::NoRelay => true,
         Refusal::TokenExpired { .. }
         | Refusal::TokenNotYet { .. }
         | Refusal::TokenUsed { .. }

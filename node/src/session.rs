@@ -3,6 +3,7 @@
 
 mod connect;
 mod error;
+mod halves;
 mod lists;
 
 use std::collections::VecDeque;
@@ -12,13 +13,14 @@ use std::time::Duration;
 use proto::codec;
 use proto::enrolment::JoinProof;
 use proto::frame::{FrameReader, frame};
-use proto::hello::Welcome;
+use proto::hello::{SPOKEN, WITH_RELAY, Welcome};
 use proto::key::{Domain, SigningKey};
 use proto::message::{Answer, Authenticate, Call, Enrol, Push, Reply, Request, Who};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 pub use error::{Failure, Why};
+pub(crate) use halves::{Receiving, Sending};
 pub(crate) use lists::MAX_HEADS;
 
 /// For a name to resolve, a connection to open, TLS, and the hello: each.
@@ -56,6 +58,12 @@ impl Session {
     pub fn addresses_at(&self, port: u16) -> Vec<SocketAddr> {
         let at = |address: &SocketAddr| SocketAddr::new(address.ip(), port);
         self.reached.iter().map(at).collect()
+    }
+
+    /// Whether the broker speaks of relaying at all; one that does not would hang up when asked.
+    pub(crate) fn knows_relay(&self) -> bool {
+        let agreed = SPOKEN.agree(self.welcome.versions);
+        agreed.is_ok_and(|version| version >= WITH_RELAY)
     }
 
     pub fn welcome(&self) -> Welcome {
@@ -145,6 +153,8 @@ impl Session {
                     return Err(Why::NoReply);
                 }
                 Answer::Push(push) => self.early.push_back(push),
+                // They come after the reply that opens the relay.
+                Answer::Open { .. } | Answer::Carried { .. } => return Err(Why::OutOfOrder),
             }
         }
     }

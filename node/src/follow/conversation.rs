@@ -186,7 +186,8 @@ impl Visitor {
             | Reply::LedgerTaken { .. }
             | Reply::Nodes(_)
             | Reply::Uses(_)
-            | Reply::Pong => Err(talk.failed(Why::OutOfOrder)),
+            | Reply::Pong
+            | Reply::Relay(_) => Err(talk.failed(Why::OutOfOrder)),
         }
     }
 
@@ -263,6 +264,10 @@ impl Visitor {
         let (number, reply) = match answer {
             Answer::Push(push) => return self.handle_push(talk, &push).await,
             Answer::Reply { number, reply } => (number, reply),
+            // On another connection, if at all.
+            Answer::Open { .. } | Answer::Carried { .. } => {
+                return Err(talk.failed(Why::OutOfOrder));
+            }
         };
         if talk.pinged.is_some_and(|(pinged, _)| pinged == number) {
             talk.pinged = None;
@@ -306,7 +311,8 @@ impl Visitor {
             | Reply::Reflector(_)
             | Reply::Nodes(_)
             | Reply::Uses(_)
-            | Reply::Pong => Err(talk.failed(Why::OutOfOrder)),
+            | Reply::Pong
+            | Reply::Relay(_) => Err(talk.failed(Why::OutOfOrder)),
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::time::{Duration, Instant};
 use super::cache_file::CacheFile;
 use super::register::{Handed, Register, Wanted};
 use super::view::{BrokerState, Problem, ReflectorSession, StoreView, View};
+use crate::contacts::contacts;
 use crate::state::LocalNode;
 use crate::stores::{StoreName, stores};
 
@@ -235,6 +236,7 @@ impl Keeper {
 
     pub(super) fn show(&self) {
         let membership = &self.local.membership;
+        let charter = self.register.mesh.charter();
         let shown = self.register.shown().clone();
         let stores = self.store_views();
         let broker = self.summary(&stores);
@@ -247,6 +249,7 @@ impl Keeper {
             problems: self.problems(&shown.problems, &broker),
             peers: shown.peers,
             prefixes: shown.prefixes,
+            contacts: Arc::new(contacts(&membership.brokers, charter)),
             brokers: shown.brokers,
             heads: shown.heads,
             knowledge: shown.knowledge,

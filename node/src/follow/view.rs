@@ -14,6 +14,7 @@ use proto::ledger::{SitePrefix, Standing};
 use proto::mesh::Node;
 use proto::message::Refusal;
 use proto::name::Name;
+use proto::token::TokenBroker;
 
 use super::Refused;
 use crate::state::LocalNode;
@@ -31,6 +32,8 @@ pub struct View {
     pub peers: BTreeMap<PublicKey, Arc<Peer>>,
     /// All of the ledger, with what this receiver makes of each.
     pub prefixes: Arc<Vec<SitePrefix>>,
+    /// Whom this node may turn to: brokers of the token and of the ledger, with every address.
+    pub contacts: Arc<Vec<TokenBroker>>,
     /// Of the ledger, in force.
     pub brokers: Arc<Vec<Broker>>,
     /// Of the ledger.
@@ -145,6 +148,7 @@ impl View {
             standing: Standing::NoGrant,
             peers: BTreeMap::new(),
             prefixes: Arc::default(),
+            contacts: Arc::default(),
             brokers: Arc::default(),
             heads: Arc::default(),
             knowledge: Arc::default(),

@@ -63,6 +63,8 @@ pub enum Why {
     Endless,
     #[error("it has not sent all it has within {} s", .0.as_secs())]
     Withholding(Duration),
+    #[error("this broker is of a version that has no relay; upgrade it")]
+    OldRelay,
     #[error("the ledger has removed this broker")]
     Removed,
     #[error("the ledger says that it has another store")]

@@ -8,7 +8,7 @@ use proto::codec;
 use proto::enrolment::JoinProof;
 use proto::entry::SignedEntry;
 use proto::frame::frame;
-use proto::hello::{ALPN, Hello, SPOKEN, Welcome};
+use proto::hello::{ALPN, Hello, SPOKEN, Versions, Welcome};
 use proto::key::{Hash, MeshId, PublicKey, SigningKey};
 use proto::ledger::Ledger;
 use proto::message::{Answer, Call, Position, Push, Refusal, Reply, Request};
@@ -30,6 +30,8 @@ use tokio_rustls::server::TlsStream;
 pub(crate) struct Script {
     pub(crate) mesh: MeshId,
     pub(crate) clock: u64,
+    /// What it says that it speaks.
+    pub(crate) versions: Versions,
     /// What it answers every enrolment with, instead of counting.
     pub(crate) refuse_enrol: Option<Refusal>,
     /// And this, as if it were the enrolment that was asked for.
@@ -92,6 +94,7 @@ impl Script {
         Script {
             mesh: ledger.mesh(),
             clock: node::now(),
+            versions: SPOKEN,
             refuse_enrol: None,
             enrol_with: None,
             close_after_enrol: false,
@@ -236,7 +239,7 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) ->
     let welcome = {
         let script = shared.script.lock().unwrap();
         Welcome {
-            versions: SPOKEN,
+            versions: script.versions,
             mesh: script.mesh,
             now: script.clock,
         }
@@ -338,9 +341,11 @@ impl Shared {
                 seen.pings += 1;
                 Reply::Pong
             }
-            Request::Reflect | Request::ListNodes { .. } | Request::ListUses { .. } => {
-                Reply::Refused(Refusal::NotAllowed)
-            }
+            Request::Carry { .. } => return None,
+            Request::Reflect
+            | Request::Relay { .. }
+            | Request::ListNodes { .. }
+            | Request::ListUses { .. } => Reply::Refused(Refusal::NotAllowed),
         })
     }
 }

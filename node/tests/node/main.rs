@@ -14,11 +14,15 @@ mod join;
 #[cfg(test)]
 mod leaving;
 #[cfg(test)]
+mod relay;
+#[cfg(test)]
 mod scratch;
 #[cfg(test)]
 mod start;
 #[cfg(test)]
 mod stores;
+#[cfg(test)]
+mod tcp_only;
 #[cfg(test)]
 mod with_broker;
 #[cfg(test)]

@@ -38,8 +38,18 @@ impl Running {
     pub(crate) fn start_as(
         scratch: &Path,
         world: &World,
-        (key, store): (&SigningKey, StoreId),
+        of: (&SigningKey, StoreId),
         listen: &str,
+    ) -> Running {
+        Running::start_with(scratch, world, of, (listen, true))
+    }
+
+    /// With a relay or without.
+    pub(crate) fn start_with(
+        scratch: &Path,
+        world: &World,
+        (key, store): (&SigningKey, StoreId),
+        (listen, relay): (&str, bool),
     ) -> Running {
         let state = scratch.join("broker-state");
         if !state.exists() {
@@ -64,7 +74,7 @@ impl Running {
             store: None,
             etcd: Default::default(),
             http: None,
-            relay: false,
+            relay,
         };
         let (told, ready) = std::sync::mpsc::channel();
         let (stop, stopped) = oneshot::channel();

@@ -213,6 +213,10 @@ impl World {
 }
 
 impl Granted {
+    pub(crate) fn site(&self) -> &str {
+        self.entry.grant().unwrap().site.as_str()
+    }
+
     /// The same grant with a join key that it does not name.
     pub(crate) fn with_key(&self, join_key: SigningKey) -> Granted {
         Granted {
