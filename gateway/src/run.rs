@@ -30,6 +30,7 @@ use proto::entry::Role;
 use proto::key::{PublicKey, SigningKey};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::io::{Offload, boottime};
@@ -166,6 +167,8 @@ struct Daemon {
     whereabouts: Whereabouts,
     reflection: Reflection,
     pings: Pings,
+    /// Has the local socket.
+    served: JoinHandle<()>,
     /// Why there is no interface.
     interface: Option<String>,
     is_ready: bool,
@@ -207,7 +210,7 @@ impl Daemon {
         whereabouts.handle_prefixes(&first);
         let routes = Routes::new(&options, plane.port);
         let (asking, questions) = mpsc::channel(QUESTIONS);
-        tokio::spawn(local::serve_local(socket, asking.clone()));
+        let served = tokio::spawn(local::serve_local(socket, asking.clone()));
         if let Some(listener) = metrics {
             tokio::spawn(local::serve_tcp(listener, asking));
         }
@@ -230,6 +233,7 @@ impl Daemon {
             whereabouts,
             reflection: Reflection::default(),
             pings: Pings::default(),
+            served,
             interface: None,
             is_ready: false,
             stopping: Stopping::default(),

@@ -110,6 +110,8 @@ impl Control {
         let name = &self.settings.tun;
         match crate::io::tun::put_up(name) {
             Ok(()) => tracing::warn!(interface = name, "was down and is up again"),
+            // Deleted: that is told as well.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
             Err(error) => {
                 tracing::error!(interface = name, %error, "is down and cannot be put up");
             }

@@ -83,6 +83,9 @@ impl Daemon {
 
     pub(super) async fn finish(self) {
         self.plane.stop();
+        // Awaited, since its end removes the socket's name.
+        self.served.abort();
+        let _aborted = self.served.await;
         self.routes.stop();
         // They hear it from the connection's end otherwise.
         let _told = tokio::time::timeout(BROKERS, self.node.stop()).await;
