@@ -33,6 +33,10 @@ const IN_USE: Duration = Duration::from_secs(15);
 const IN_USE_BUSY: Duration = Duration::from_secs(2);
 const BUSY: Duration = Duration::from_millis(100);
 
+/// A candidate that was quiet for so long and is heard again is one that the other side has turned
+/// to. Longer than any interval of hellos.
+const SPEAKS_ANEW: Duration = Duration::from_secs(3);
+
 const RELAY_AFTER: Duration = Duration::from_millis(1500);
 const RELAY_BACK: Duration = Duration::from_secs(60);
 /// What the other side tells is tried, and ours told, at most so often.
@@ -116,14 +120,23 @@ struct Life {
     search: Option<Search>,
 }
 
-/// The path in use is silent, in one of its directions: everything is probed.
+/// The path in use may be dead: everything is probed.
 #[derive(Clone, Copy, Debug)]
 struct Search {
     since: Duration,
-    /// We hear, but are not heard.
-    is_outward: bool,
+    cause: Cause,
     /// Answered before the path in use could have.
     runner_up: Option<SocketAddr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// Nothing is heard.
+    Silent,
+    /// The other side says that it does not hear us.
+    Deaf,
+    /// The other side has begun to use another path, maybe because this one is dead. A doubt only.
+    Moved,
 }
 
 #[derive(Debug)]
@@ -264,7 +277,7 @@ impl Paths {
     /// A new session was confirmed from there.
     pub(crate) fn handle_session(&mut self, source: SocketAddr, now: Duration) {
         let source = plain(source);
-        let is_first = !self.has_session || self.life.search.is_some();
+        let is_first = !self.has_session || self.is_silent();
         self.has_session = true;
         if self.candidate(source).is_none() && is_usable(source) {
             self.observe(source, now);
@@ -301,9 +314,13 @@ impl Paths {
         let Some(candidate) = self.candidate(source) else {
             return;
         };
-        candidate.heard = Some(now);
-        if in_use != Some(source) && (in_use.is_none() || self.life.search.is_some()) {
+        let last = candidate.heard.replace(now);
+        if in_use == Some(source) {
+            self.end_doubt(now);
+        } else if in_use.is_none() || self.is_silent() {
             self.use_path(source, in_use, now);
+        } else if is_known && last.is_none_or(|last| now >= last + SPEAKS_ANEW) {
+            self.doubt(now);
         }
         self.handle_heard(now);
     }
@@ -311,7 +328,7 @@ impl Paths {
     /// Something was opened under the session, wherever from.
     pub(crate) fn handle_heard(&mut self, now: Duration) {
         self.life.heard = now;
-        if self.life.search.is_some_and(|search| !search.is_outward) {
+        if self.cause() == Some(Cause::Silent) {
             self.end_search(now);
         }
     }
@@ -343,9 +360,11 @@ impl Paths {
             .unwrap_or(Duration::MAX)
             .min(path_age.saturating_sub(trip));
         let is_deaf = deaf_for > silence(own);
-        match self.life.search {
-            Some(search) if search.is_outward && !is_deaf => self.end_search(now),
-            None if is_deaf && self.in_use.is_some() => self.search(true, now),
+        match self.cause() {
+            Some(Cause::Deaf) if !is_deaf => self.end_search(now),
+            Some(Cause::Moved) | None if is_deaf && self.in_use.is_some() => {
+                self.search(Cause::Deaf, now);
+            }
             Some(_) | None => {}
         }
     }
@@ -372,7 +391,7 @@ impl Paths {
 
     pub(crate) fn handle_timeout(&mut self, now: Duration) {
         if self.silent_at().is_some_and(|at| now >= at) {
-            self.search(false, now);
+            self.search(Cause::Silent, now);
         }
         if self.runner_up_at().is_some_and(|at| now >= at) {
             self.take_runner_up(now);
@@ -497,7 +516,7 @@ impl Paths {
             .is_some_and(|(_, kind)| kind == PathKind::Relay);
         if self.in_use == Some(address) {
             if is_busy { IN_USE_BUSY } else { IN_USE }
-        } else if is_relayed || self.life.search.is_some() {
+        } else if is_relayed || self.is_silent() {
             URGENT
         } else {
             MINUTE
@@ -505,7 +524,7 @@ impl Paths {
     }
 
     fn silent_at(&self) -> Option<Duration> {
-        let is_watched = self.has_session && self.in_use.is_some() && self.life.search.is_none();
+        let is_watched = self.has_session && self.in_use.is_some() && !self.is_silent();
         is_watched.then(|| self.life.heard.max(self.in_use_since) + silence(self.life.interval))
     }
 }

@@ -1,5 +1,6 @@
 //! Whole gateways on virtual time, in the order of a link's life.
 
+mod roads;
 mod roster;
 mod siblings;
 mod wire;

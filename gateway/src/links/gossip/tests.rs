@@ -495,7 +495,7 @@ fn who_asks_without_end_gets_two_hundred_parts_a_second() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn all_end_with_the_same_knowledge_whatever_is_lost_repeated_or_late(

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::candidate::Candidate;
-use super::{Outstanding, PathOutput, Paths, RELAY_AFTER, RELAY_BACK, Rtt, Search};
+use super::{Cause, Outstanding, PathOutput, Paths, RELAY_AFTER, RELAY_BACK, Rtt, Search};
 use crate::links::PathKind;
 
 /// A quicker path is taken after so many looks, a second apart.
@@ -123,14 +123,41 @@ impl Paths {
     }
 
     /// Whatever works is found at once.
-    pub(super) fn search(&mut self, is_outward: bool, now: Duration) {
+    pub(super) fn search(&mut self, cause: Cause, now: Duration) {
         self.life.search = Some(Search {
             since: now,
-            is_outward,
+            cause,
             runner_up: None,
         });
-        self.relay.missing_since.get_or_insert(now);
+        if cause != Cause::Moved {
+            self.relay.missing_since.get_or_insert(now);
+        }
         self.probe_all(now);
+    }
+
+    /// Asks the path in use whether it lives still, and the others at the same moment.
+    pub(super) fn doubt(&mut self, now: Duration) {
+        if self.life.search.is_none() {
+            self.search(Cause::Moved, now);
+        }
+    }
+
+    pub(super) fn end_doubt(&mut self, now: Duration) {
+        if self.cause() == Some(Cause::Moved) {
+            self.end_search(now);
+        }
+    }
+
+    pub(super) fn cause(&self) -> Option<Cause> {
+        self.life.search.map(|search| search.cause)
+    }
+
+    /// In one direction at least, as far as is known.
+    pub(super) fn is_silent(&self) -> bool {
+        match self.cause() {
+            Some(Cause::Silent | Cause::Deaf) => true,
+            Some(Cause::Moved) | None => false,
+        }
     }
 
     pub(super) fn end_search(&mut self, now: Duration) {
