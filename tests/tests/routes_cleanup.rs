@@ -108,7 +108,6 @@ fn what_a_person_set_meanwhile_stays() {
         .node
         .sysctl("net.ipv4.conf.all.rp_filter", "1")
         .unwrap();
-    kernel.start(Settings::default()).unwrap();
     let handle = kernel.start(Settings::default()).unwrap();
     kernel.until_whole().unwrap();
     assert_eq!(sysctl("net.ipv4.conf.all.rp_filter").trim(), "2");
