@@ -11,6 +11,7 @@ mod notify;
 mod pings;
 mod presence;
 mod reflect;
+mod relayed;
 mod report;
 mod routes;
 mod stop;
@@ -43,6 +44,7 @@ use local::{LocalSocket, Question, SocketError};
 use pings::Pings;
 use presence::Whereabouts;
 use reflect::Reflection;
+use relayed::Relayed;
 use routes::Routes;
 use stop::{Signals, Stopping};
 
@@ -166,6 +168,7 @@ struct Daemon {
     routes: Routes,
     whereabouts: Whereabouts,
     reflection: Reflection,
+    relayed: Relayed,
     pings: Pings,
     /// Has the local socket.
     served: JoinHandle<()>,
@@ -209,6 +212,7 @@ impl Daemon {
         whereabouts.look();
         whereabouts.handle_prefixes(&first);
         let routes = Routes::new(&options, plane.port);
+        let relayed = Relayed::start(&options, &node, plane.port)?;
         let (asking, questions) = mpsc::channel(QUESTIONS);
         let served = tokio::spawn(local::serve_local(socket, asking.clone()));
         if let Some(listener) = metrics {
@@ -232,6 +236,7 @@ impl Daemon {
             routes,
             whereabouts,
             reflection: Reflection::default(),
+            relayed,
             pings: Pings::default(),
             served,
             interface: None,
@@ -274,6 +279,7 @@ impl Daemon {
                     self.reflection.handle_session(session, boottime());
                     self.ask_reflectors();
                 }
+                Some(event) = self.relayed.next() => self.handle_relay(event),
                 Some(question) = inputs.questions.recv() => self.handle_question(question),
                 Some(resolved) = inputs.resolved.recv() => self.whereabouts.handle_resolved(resolved),
                 () = signals.next() => {

@@ -39,7 +39,8 @@ impl Machine {
             .expect_success()
             .unwrap();
         mesh.brokers[0].kill();
-        let lab = Lab::new(tag).unwrap();
+        // Another tag: a mesh and a lab of one number would share a directory.
+        let lab = Lab::new(&format!("{tag}-lab")).unwrap();
         let namespace = lab.namespace("gate").unwrap();
         namespace.address("lo", "10.1.0.1/16").unwrap();
         Machine {

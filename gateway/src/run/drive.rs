@@ -61,7 +61,8 @@ impl Daemon {
                     .command(Command::Table(Arc::new(self.table.clone())));
                 self.facts_are_old = true;
             }
-            Event::Relay { of, wanted } => tracing::debug!(%of, wanted, "relay"),
+            Event::Relay { of, wanted: true } => self.relayed.want(of),
+            Event::Relay { of, wanted: false } => self.relayed.give_back(&of),
             Event::HandedOver(handover) => {
                 if !self.node.hand_in(handover) {
                     tracing::debug!("too much is handed over at once; it is offered again");
@@ -119,6 +120,7 @@ impl Daemon {
         for identity in gone {
             self.linked.remove(&identity);
             self.mtus.remove(&identity);
+            self.relayed.give_back(&identity);
             self.plane.command(Command::RemoveLink(identity));
         }
         for (identity, gateway) in &roster.gateways {
@@ -258,6 +260,7 @@ impl Daemon {
             linked: &self.linked,
             carriers: self.links.carriers(),
             mtus: &self.mtus,
+            relayed: &self.relayed,
             addresses: self.whereabouts.candidates(),
             lan: self.whereabouts.lan(),
             tun: &self.options.tun,

@@ -11,6 +11,7 @@ use proto::ledger::{PrefixState, SitePrefix};
 
 use super::addresses::From as AddressFrom;
 use super::drive::Linked;
+use super::relayed::Relayed;
 use crate::data::link::LinkShared;
 use crate::links::{CandidateState, Carriers, Carry, LinkStatus, PathKind, Why};
 use crate::roster;
@@ -28,6 +29,7 @@ pub(super) struct Facts<'a> {
     pub(super) linked: &'a HashMap<PublicKey, Linked>,
     pub(super) carriers: &'a Carriers,
     pub(super) mtus: &'a BTreeMap<PublicKey, u16>,
+    pub(super) relayed: &'a Relayed,
     pub(super) addresses: &'a [(SocketAddr, AddressFrom)],
     pub(super) lan: &'a [IpAddr],
     pub(super) tun: &'a str,
@@ -44,7 +46,10 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
     let mut problems = view_problems(view);
     problems.extend(facts.problems.iter().cloned());
     if facts.uptime >= PATIENCE {
-        problems.extend(facts.links.iter().filter_map(link_problem));
+        problems.extend(facts.links.iter().filter_map(|link| {
+            let no_relay = facts.relayed.why_lost(&link.of);
+            link_problem(link, no_relay)
+        }));
     }
     problems.extend(facts.links.iter().flat_map(path_problems));
     if facts.addresses.is_empty() {
@@ -265,7 +270,7 @@ fn view_problems(view: &View) -> Vec<Problem> {
     all.collect()
 }
 
-fn link_problem(link: &LinkStatus) -> Option<Problem> {
+fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<Problem> {
     let why = link.state.err()?;
     let who = format!("gateway {} of site {}", link.node, link.site);
     let tried = tried(link);
@@ -292,6 +297,9 @@ fn link_problem(link: &LinkStatus) -> Option<Problem> {
     let mut what = format!("{who} is not connected: {}", sentence(why));
     if matches!(why, Why::NoAnswer | Why::Silent) && !tried.is_empty() {
         what = format!("{what} (tried {tried})");
+    }
+    if let Some(why) = no_relay {
+        what = format!("{what}; no relay either: {why}");
     }
     Some(Problem { what, next })
 }
@@ -366,11 +374,12 @@ mod tests {
 
     #[test]
     fn a_silent_gateway_is_told_with_what_was_tried() {
-        let problem = link_problem(&link(Err(Why::NoAnswer))).unwrap();
+        let problem = link_problem(&link(Err(Why::NoAnswer)), Some("it is off")).unwrap();
         assert!(problem.what.contains("gate-1 of site berlin"));
         assert!(problem.what.contains("192.0.2.1:51820"));
+        assert!(problem.what.contains("no relay either: it is off"));
         assert!(problem.next.contains("firewall"));
-        assert_eq!(link_problem(&link(Ok(()))), None);
+        assert_eq!(link_problem(&link(Ok(())), None), None);
     }
 
     #[test]
