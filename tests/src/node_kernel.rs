@@ -137,6 +137,14 @@ impl NodeKernel {
     }
 }
 
+impl Drop for NodeKernel {
+    /// What the agent keeps outside of the namespace.
+    fn drop(&mut self) {
+        let kept = "rm -f /run/causeway/kernel/sysctl-$(stat -Lc %i /proc/self/ns/net).json";
+        let _ = self.node.sh(kept);
+    }
+}
+
 /// Succeeds while everything of the agent is there.
 pub const WHOLE: &str = "set -e; \
     for family in -4 -6; do \
