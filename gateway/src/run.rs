@@ -195,14 +195,7 @@ impl Daemon {
             },
         )?;
         let socket = LocalSocket::bind(&options.runtime_directory).await?;
-        let metrics = match options.metrics {
-            Some(address) => Some(
-                TcpListener::bind(address)
-                    .await
-                    .map_err(|error| Error::Metrics { address, error })?,
-            ),
-            None => None,
-        };
+        let metrics = listen_for_metrics(&options).await?;
         let plane = Plane::start(settings(&options, &node))?;
         let links = new_links(&node)?;
         let view = node.view();
@@ -387,6 +380,16 @@ impl Daemon {
             notify::ready();
         }
     }
+}
+
+async fn listen_for_metrics(options: &Options) -> Result<Option<TcpListener>, Error> {
+    let Some(address) = options.metrics else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address).await;
+    listener
+        .map(Some)
+        .map_err(|error| Error::Metrics { address, error })
 }
 
 fn settings(options: &Options, node: &Handle) -> plane::Settings {

@@ -61,7 +61,11 @@ impl Daemon {
                     .command(Command::Table(Arc::new(self.table.clone())));
                 self.facts_are_old = true;
             }
-            Event::Relay { of, wanted: true } => self.relayed.want(of),
+            Event::Relay { of, wanted: true } => {
+                if let Some(address) = self.relayed.want(of) {
+                    self.links.handle_relay(&of, Some(address), boottime());
+                }
+            }
             Event::Relay { of, wanted: false } => self.relayed.give_back(&of),
             Event::HandedOver(handover) => {
                 if !self.node.hand_in(handover) {

@@ -11,12 +11,15 @@ use tokio::sync::mpsc;
 
 use super::addresses::{self, From, Known, Prefixes};
 use super::{Daemon, Options};
+use crate::io::boottime;
 use crate::io::netlink::interfaces::interfaces;
 use crate::status::Problem;
 
 /// Names are resolved again so often.
 const RESOLVE: Duration = Duration::from_secs(60);
 const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
+/// So long the first record waits for them.
+const NAMES_WAIT: Duration = Duration::from_secs(1);
 /// A change that others follow is not told sooner than this after the last.
 const DAMPING: Duration = Duration::from_secs(1);
 
@@ -37,6 +40,7 @@ pub(super) struct Whereabouts {
     lan: Vec<IpAddr>,
     published: Option<(Vec<SocketAddr>, Option<IpAddr>)>,
     published_at: Duration,
+    begun: Duration,
 }
 
 /// The part of a [`Presence`] that changes.
@@ -68,6 +72,7 @@ impl Whereabouts {
             lan: Vec::new(),
             published: None,
             published_at: Duration::ZERO,
+            begun: boottime(),
         }
     }
 
@@ -180,8 +185,10 @@ impl Whereabouts {
         let is_soon = self.published.is_some() && now.saturating_sub(self.published_at) < DAMPING;
         // Which of our addresses are inside our site only the ledger tells.
         let is_blind = view.standing == Standing::NoGrant && view.prefixes.is_empty();
-        let waits_for_names =
-            !self.endpoints.is_empty() && self.resolved.is_empty() && self.unresolved.is_empty();
+        let waits_for_names = now.saturating_sub(self.begun) < NAMES_WAIT
+            && !self.endpoints.is_empty()
+            && self.resolved.is_empty()
+            && self.unresolved.is_empty();
         if is_known || is_soon || is_blind || waits_for_names {
             return None;
         }

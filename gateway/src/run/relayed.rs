@@ -13,6 +13,7 @@ use crate::io::boottime;
 pub(super) struct Relayed {
     client: RelayClient,
     wanted: BTreeSet<PublicKey>,
+    ready: BTreeMap<PublicKey, SocketAddr>,
     /// Why a link that wants a relay has none.
     lost: BTreeMap<PublicKey, String>,
 }
@@ -30,6 +31,7 @@ impl Relayed {
         Ok(Relayed {
             client,
             wanted: BTreeSet::new(),
+            ready: BTreeMap::new(),
             lost: BTreeMap::new(),
         })
     }
@@ -38,18 +40,21 @@ impl Relayed {
         self.client.next().await
     }
 
-    pub(super) fn want(&mut self, gateway: PublicKey) {
+    /// The path, if it is there already: a link that begins anew asks again.
+    pub(super) fn want(&mut self, gateway: PublicKey) -> Option<SocketAddr> {
         if !self.client.want(gateway) {
             let why = "too many links ask for a relay already".to_owned();
             self.lost.insert(gateway, why);
-            return;
+            return None;
         }
         self.wanted.insert(gateway);
+        self.ready.get(&gateway).copied()
     }
 
     pub(super) fn give_back(&mut self, gateway: &PublicKey) {
         self.client.give_back(gateway);
         self.wanted.remove(gateway);
+        self.ready.remove(gateway);
         self.lost.remove(gateway);
     }
 
@@ -67,11 +72,13 @@ impl Daemon {
                 // One that was given back may still be told of.
                 if self.relayed.wanted.contains(&peer) {
                     tracing::debug!(%peer, %address, "a relay is ready");
+                    self.relayed.ready.insert(peer, address);
                     self.links.handle_relay(&peer, Some(address), boottime());
                 }
             }
             relay::Event::Lost { peer, why } => {
                 tracing::debug!(%peer, why, "no relay");
+                self.relayed.ready.remove(&peer);
                 self.relayed.lost.insert(peer, why);
                 self.links.handle_relay(&peer, None, boottime());
             }
