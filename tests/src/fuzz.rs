@@ -17,7 +17,7 @@ pub use config::config_socket;
 pub use fit::fitted;
 pub use trust::{entry, ledger, ledger_text, member, record, token};
 pub use udp::udp_input;
-pub use wire::{answer, call, frame_reader, hello, reflector};
+pub use wire::{answer, call, frame_reader, hello, reflector, relay};
 
 const MTU: usize = 1420;
 

@@ -93,6 +93,11 @@ fn no_datagram_of_the_reflector_is_made_without_its_key() {
 }
 
 #[test]
+fn no_datagram_of_the_relay_is_made_without_its_key() {
+    replay("relay", tests::fuzz::relay);
+}
+
+#[test]
 fn a_token_that_is_read_is_the_line_that_was_pasted() {
     replay("token", tests::fuzz::token);
 }

@@ -1,10 +1,12 @@
-//! What a broker and its callers send each other: frames, hellos, messages, reflector datagrams.
+//! What a broker and its callers send each other: frames, hellos, messages, datagrams of reflector
+//! and relay.
 
 use proto::codec::{decode, encode};
 use proto::frame::{FrameReader, frame};
 use proto::hello::{Hello, Welcome};
 use proto::message::{Answer, Call};
 use proto::reflect::{self, LENGTH, Question};
+use proto::relay::{self, Bind, Bound, FROM_RELAY, MAX_DATAGRAM, OVERHEAD, TO_RELAY};
 
 const KEY: reflect::SessionKey = [0xa5; 32];
 const ASKED: Question = Question {
@@ -115,4 +117,60 @@ pub fn reflector(bytes: &[u8]) {
     assert_eq!(asked.is_err(), changed);
     let answered = reflect::read_answer(&laid_over(answered), &KEY);
     assert_eq!(answered.is_err(), changed);
+}
+
+/// A datagram of the relay, and what true ones become when this is laid over them. As a payload it
+/// comes out as it went in, however often it is passed on.
+///
+/// # Panics
+/// If one that differs from the true ones is taken for true, or a payload is changed.
+pub fn relay(bytes: &[u8]) {
+    let key = relay::Key::new(&KEY);
+    let (session, nonce) = (ASKED.session, ASKED.nonce);
+    let bind = Bind {
+        session,
+        nonce,
+        echo: 7,
+    };
+    let bound = Bound {
+        session,
+        nonce,
+        challenge: 7,
+    };
+    let carried = relay::wrap(b"a datagram", TO_RELAY, (session, 9), &key).expect("it fits");
+    let truths = [
+        relay::bind(bind, &key).to_vec(),
+        relay::bound(bound, &key).to_vec(),
+        carried,
+    ];
+    assert!(truths.iter().any(|truth| truth == bytes) || !is_of_relay(bytes, &key));
+    for truth in &truths {
+        let laid_over: Vec<u8> = truth
+            .iter()
+            .enumerate()
+            .map(|(at, byte)| byte ^ bytes.get(at).copied().unwrap_or(0))
+            .collect();
+        assert_eq!(is_of_relay(&laid_over, &key), laid_over == *truth);
+    }
+    pass_on(bytes, &key);
+}
+
+fn is_of_relay(datagram: &[u8], key: &relay::Key) -> bool {
+    let _ = (relay::session_of(datagram), relay::channel_of(datagram));
+    relay::read_bind(datagram, key).is_ok()
+        || relay::read_bound(datagram, key).is_ok()
+        || relay::open(datagram, TO_RELAY, key).is_ok()
+        || relay::open(datagram, FROM_RELAY, key).is_ok()
+}
+
+fn pass_on(payload: &[u8], key: &relay::Key) {
+    let other = relay::Key::new(&[0x5a; 32]);
+    let fits = !payload.is_empty() && payload.len() + OVERHEAD <= MAX_DATAGRAM;
+    let Some(mut datagram) = relay::wrap(payload, TO_RELAY, (1, 2), key) else {
+        return assert!(!fits);
+    };
+    assert!(fits && relay::open(&datagram, TO_RELAY, key).is_ok());
+    assert!(relay::seal(&mut datagram, FROM_RELAY, (3, 4), &other));
+    let got = relay::open(&datagram, FROM_RELAY, &other).expect("just sealed");
+    assert_eq!((got.session, got.channel, got.payload), (3, 4, payload));
 }
