@@ -135,6 +135,9 @@ enum Cause {
     Silent,
     /// The other side says that it does not hear us.
     Deaf,
+    /// Probes of it are not echoed, though something is heard: what counts as heard may have come
+    /// by a path that is not in use.
+    Unanswered,
     /// The other side has begun to use another path, maybe because this one is dead. A doubt only.
     Moved,
 }
@@ -315,9 +318,10 @@ impl Paths {
             return;
         };
         let last = candidate.heard.replace(now);
+        let is_worth_it = !is_known || candidate.is_answering();
         if in_use == Some(source) {
             self.end_doubt(now);
-        } else if in_use.is_none() || self.is_silent() {
+        } else if in_use.is_none() || (self.is_silent() && is_worth_it) {
             self.use_path(source, in_use, now);
         } else if is_known && last.is_none_or(|last| now >= last + SPEAKS_ANEW) {
             self.doubt(now);
@@ -495,6 +499,9 @@ impl Paths {
                 continue;
             }
             let to = self.candidates[at].address;
+            if in_use == Some(to) && self.candidates[at].is_unanswering() && !self.is_silent() {
+                self.search(Cause::Unanswered, now);
+            }
             let rest = self.rest_of(to);
             let rest = self.dice.jitter(rest, 87);
             let nonce = self.dice.next();

@@ -58,6 +58,16 @@ impl Candidate {
         self.kind != PathKind::Relay
     }
 
+    /// What went there last was echoed, except for what may be under way.
+    pub(super) fn is_answering(&self) -> bool {
+        self.answered.is_some() && self.unanswered <= 1
+    }
+
+    /// So many tries in vain that chance is no explanation.
+    pub(super) fn is_unanswering(&self) -> bool {
+        self.unanswered >= GAPS.len() as u32
+    }
+
     /// A new round of tries from now on.
     pub(super) fn try_at_once(&mut self, now: Duration) {
         self.tries = 0;

@@ -110,6 +110,12 @@ impl Paths {
         if self.in_use != Some(to) {
             self.in_use = Some(to);
             self.in_use_since = now;
+            // It may have been taken for what came from there only.
+            if let Some(candidate) = self.candidate(to)
+                && candidate.answered != Some(now)
+            {
+                candidate.try_at_once(now);
+            }
             self.outputs.push_back(PathOutput::Use { from, to });
         }
         self.end_search(now);
@@ -155,7 +161,7 @@ impl Paths {
     /// In one direction at least, as far as is known.
     pub(super) fn is_silent(&self) -> bool {
         match self.cause() {
-            Some(Cause::Silent | Cause::Deaf) => true,
+            Some(Cause::Silent | Cause::Deaf | Cause::Unanswered) => true,
             Some(Cause::Moved) | None => false,
         }
     }

@@ -356,6 +356,43 @@ fn while_the_path_in_use_is_silent_whatever_comes_from_elsewhere_is_followed_at_
 }
 
 #[test]
+fn what_comes_from_where_nothing_of_ours_arrives_is_not_followed_even_then() {
+    let mut world = World::connected(&[(at(1), 20), (at(2), 30)]);
+    world.trips.remove(&at(2));
+    world.run(Duration::from_secs(10));
+    world.trips.clear();
+    world.run(Duration::from_secs(1));
+    world.forget();
+    // It was tried in vain; its own packets come.
+    world.paths.handle_source(at(2), world.now);
+    world.drain();
+    assert_eq!(world.uses, []);
+    assert_eq!(world.in_use(), at(1));
+}
+
+#[test]
+fn a_path_whose_probes_are_not_echoed_is_left_though_something_is_heard_and_said_to_be() {
+    for interval in [100, 1000] {
+        let mut world = World::connected(&[(at(1), 20), (at(2), 30)]);
+        world.interval = ms(interval);
+        world.run(Duration::from_secs(20));
+        assert_eq!(world.in_use(), at(1));
+        world.trips.remove(&at(1));
+        world.speaks_from = None;
+        let begun = world.now;
+        while world.in_use() == at(1) && world.now < begun + Duration::from_secs(18) {
+            let (interval, now) = (world.interval, world.now);
+            world.paths.handle_source(at(2), now);
+            world
+                .paths
+                .handle_hello(interval, Some(ms(10)), interval, now);
+            world.run(ms(50));
+        }
+        assert_eq!(world.in_use(), at(2));
+    }
+}
+
+#[test]
 fn one_lost_hello_or_a_short_stall_changes_no_path() {
     let mut world = World::connected(&[(at(1), 40), (at(2), 20), (at(3), 38)]);
     world.run(Duration::from_secs(30));

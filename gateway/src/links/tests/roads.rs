@@ -43,8 +43,9 @@ pub(super) struct Roads {
     pub(super) sides: [Side; 2],
     /// One way.
     pub(super) trip: Duration,
-    /// Addresses that nothing reaches, and those that are slower by so much.
+    /// Addresses that nothing passes to or from, that nothing passes to, and those that are slower.
     pub(super) dead: BTreeSet<SocketAddr>,
+    pub(super) dead_to: BTreeSet<SocketAddr>,
     pub(super) slower: BTreeMap<SocketAddr, Duration>,
     /// Of what fits inside, by the address that is sent to.
     pub(super) mtu: BTreeMap<SocketAddr, usize>,
@@ -100,6 +101,7 @@ impl Roads {
             sides: [Side::new(0, one, now), Side::new(1, other, now)],
             trip: ms(20),
             dead: BTreeSet::new(),
+            dead_to: BTreeSet::new(),
             slower: BTreeMap::new(),
             mtu: BTreeMap::new(),
             is_busy: false,
@@ -294,7 +296,8 @@ impl Roads {
             None => side.addresses.contains(&to),
         };
         let most = self.mtu.get(&to).copied().unwrap_or(usize::MAX);
-        if !reaches || self.dead.contains(&to) || self.dead.contains(&source) {
+        let is_dead = self.dead.contains(&to) || self.dead.contains(&source);
+        if !reaches || is_dead || self.dead_to.contains(&to) {
             return;
         }
         let (of, now) = (identity(from).public(), self.now);
@@ -422,7 +425,7 @@ fn a_path_that_dies_in_one_direction_is_left_by_who_is_not_heard() {
         roads.run(ms(3000));
         roads.forget();
         // Nothing of the first side arrives there.
-        roads.dead = [address("10.0.0.2:51820")].into();
+        roads.dead_to = [address("10.0.0.2:51820")].into();
         roads.run(ms(3000));
         assert_eq!(roads.path(0).unwrap().0, address(OTHER));
         assert!(roads.are_up());
@@ -466,6 +469,28 @@ fn a_relay_carries_the_link_while_no_direct_path_does_and_is_given_back_after() 
     assert!(roads.are_up());
     let last = roads.sides[0].relay_wanted.last();
     assert!(last.is_some_and(|(_, wanted)| *wanted));
+}
+
+#[test]
+fn a_relay_is_not_left_for_a_path_that_leads_one_way_only_even_when_it_fails_for_a_moment() {
+    let mut roads = Roads::new(&[ONE], &[OTHER]);
+    roads.dead_to = [address(OTHER)].into();
+    roads.introduce(&[ONE], &[OTHER]);
+    roads.run(ms(1700));
+    roads.give_relay();
+    roads.run(ms(3000));
+    assert!(roads.are_up());
+    let relays = [0, 1].map(|at| roads.sides[at].relay.unwrap());
+    for phase in 0..12 {
+        roads.is_busy = phase % 2 == 0;
+        roads.dead_to.extend(relays);
+        roads.run(ms(600 + 70 * phase));
+        roads.dead_to = [address(OTHER)].into();
+        // Probes of the other side come directly meanwhile.
+        roads.run(ms(6000));
+        assert_eq!(roads.path(0).unwrap().1, PathKind::Relay, "{phase}");
+        assert!(roads.are_up(), "{phase}");
+    }
 }
 
 #[test]
