@@ -315,7 +315,8 @@ impl Link {
 
     /// Whether it answers at all, up or not.
     pub(super) fn is_heard(&self, now: Duration) -> bool {
-        self.has_session && matches!(self.life.life(now), Life::Alive | Life::NotHeard)
+        let lives = matches!(self.life.life(now), Life::Alive | Life::NotHeard);
+        self.has_session && self.left.is_none() && lives
     }
 
     /// Something was opened, not earlier than `since`.

@@ -123,10 +123,12 @@ impl Liveness {
         }
     }
 
-    /// A new session can be used: hellos begin, or one goes at once.
+    /// A new session can be used: hellos begin. On a link that lives it is a new key, no more.
     pub(crate) fn handle_session(&mut self, now: Duration) {
-        self.next = Some(now);
-        self.unsettled_until = now + UNSETTLED_FOR;
+        if self.next.is_none() || self.last_life != Life::Alive {
+            self.next = Some(now);
+            self.unsettled_until = now + UNSETTLED_FOR;
+        }
     }
 
     /// Another boot speaks from now on.

@@ -104,6 +104,21 @@ fn an_idle_link_costs_about_one_hello_a_second() {
 }
 
 #[test]
+fn many_idle_links_wake_their_gateway_a_few_times_a_second_each() {
+    let sites: Vec<String> = (0..30).map(|number| format!("site-{number}")).collect();
+    let sites: Vec<&str> = sites.iter().map(String::as_str).collect();
+    let mut wire = Wire::new(&sites, NEAR, 3);
+    wire.introduce_star();
+    wire.run(ms(15_000));
+    let carriers = wire.nodes[0].links.carriers().sites.len();
+    assert_eq!(carriers, 29, "all are up");
+    let before = wire.nodes[0].timeouts;
+    wire.run(ms(10_000));
+    let timeouts = wire.nodes[0].timeouts - before;
+    assert!(timeouts < 29 * 10 * 2, "{timeouts} in ten seconds");
+}
+
+#[test]
 fn a_busy_link_that_falls_silent_is_down_after_ten_intervals() {
     for seed in 0..3 {
         let mut wire = busy_pair(NEAR, seed);

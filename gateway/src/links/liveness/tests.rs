@@ -141,6 +141,21 @@ fn hellos_come_as_often_as_there_is_need() {
 }
 
 #[test]
+fn a_new_key_on_a_link_that_lives_costs_no_hello() {
+    let mut pair = Pair::settled(false, 2);
+    let before = pair.sent;
+    for _ in 0..10 {
+        let now = pair.now;
+        pair.ends.iter_mut().for_each(|end| end.handle_session(now));
+        pair.run(ms(3000), |_, _| false);
+    }
+    for end in [0, 1] {
+        let sent = pair.sent[end] - before[end];
+        assert!(sent <= 41, "{end}: {sent}");
+    }
+}
+
+#[test]
 fn who_does_not_answer_costs_no_more_than_an_idle_link() {
     let mut pair = Pair::new(false, 3);
     pair.run(ms(60_000), |from, _| from == 1);

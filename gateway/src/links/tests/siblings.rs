@@ -156,6 +156,19 @@ fn a_goodbye_of_a_sibling_is_no_reason_for_a_word() {
 }
 
 #[test]
+fn two_that_stop_one_after_the_other_do_not_wait_for_each_other() {
+    let mut wire = sites(NEAR, 5);
+    wire.stop(0);
+    wire.run(ms(300));
+    assert!(wire.ended(0).is_some());
+    let left = wire.now;
+    wire.stop(1);
+    wire.run(ms(1000));
+    assert!(wire.ended(1).unwrap() - left <= ms(300));
+    assert_eq!(wire.carriers(2, "a"), (false, vec![]));
+}
+
+#[test]
 fn in_a_rolling_restart_somebody_always_carries() {
     for seed in 0..3 {
         let mut wire = sites(NEAR, seed);

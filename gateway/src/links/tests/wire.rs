@@ -18,6 +18,8 @@ pub(super) struct Node {
     pub(super) of: PublicKey,
     pub(super) links: Links,
     pub(super) events: Vec<(Duration, Event)>,
+    /// Times that it was woken by its own timers.
+    pub(super) timeouts: u64,
     /// Counts process starts; what was agreed with an earlier one is void.
     start: u64,
     is_running: bool,
@@ -68,7 +70,9 @@ pub(super) fn identity(node: usize) -> SigningKey {
 }
 
 pub(super) fn wireguard(node: usize) -> WireguardKey {
-    WireguardKey::new([node as u8 + 101; 32]).unwrap()
+    let mut bytes = [9; 32];
+    bytes[0] = node as u8;
+    WireguardKey::new(bytes).unwrap()
 }
 
 pub(super) fn address(node: usize) -> SocketAddr {
@@ -97,6 +101,7 @@ impl Wire {
                 of: identity(number).public(),
                 links: links(number, site, 0, now),
                 events: Vec::new(),
+                timeouts: 0,
                 start: 0,
                 is_running: true,
                 stalled_until: Duration::ZERO,
@@ -137,6 +142,18 @@ impl Wire {
         for node in 0..self.nodes.len() {
             self.tell_roster(node);
         }
+    }
+
+    /// Node 0 knows all, and all others know only it.
+    pub(super) fn introduce_star(&mut self) {
+        self.tell_roster(0);
+        let centre = self.nodes[0].of;
+        let all = self.roster.clone();
+        self.roster.gateways.retain(|of, _| *of == centre);
+        for node in 1..self.nodes.len() {
+            self.tell_roster(node);
+        }
+        self.roster = all;
     }
 
     pub(super) fn tell_roster(&mut self, node: usize) {
@@ -305,6 +322,7 @@ impl Wire {
             let node = &mut self.nodes[number];
             let is_due = node.links.poll_timeout().is_some_and(|at| at <= self.now);
             if node.is_running && node.stalled_until <= self.now && is_due {
+                node.timeouts += 1;
                 node.links.handle_timeout(self.now);
                 self.drain(number);
             }
