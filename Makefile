@@ -4,7 +4,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help build setup test demo bench fmt lint doc deny
+.PHONY: help build setup test simulate demo bench fmt lint doc deny
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -17,6 +17,9 @@ setup: ## Install the programs that tests and benchmarks use
 
 test: setup build ## Run every test; needs root or sudo
 	@tests/run.sh
+
+simulate: ## Simulate random lives of meshes for SECONDS=60, or repeat one by SEED=N
+	env SECONDS=$(or $(SECONDS),60) RANDOM_LIVES=1 cargo test --release -p tests --test simulation random -- --nocapture
 
 demo: ## Join two private networks on this machine and measure; leaves nothing behind
 	@tests/setup.sh demo

@@ -14,6 +14,7 @@ pub mod node_kernel;
 pub mod relay;
 pub mod rival;
 pub mod shown;
+pub mod simulation;
 pub mod stream;
 pub mod subject;
 pub mod tunnel;
