@@ -40,7 +40,7 @@ pub use outgoing::PlaneEvent;
 
 /// Commands that wait. The plane never waits for the daemon, so that whoever finds this full waits
 /// for a moment only.
-const MAX_COMMANDS: usize = 16 << 10;
+const MAX_COMMANDS: usize = 8 << 10;
 /// More data threads than this gain nothing unless asked for.
 const DEFAULT_THREADS: usize = 8;
 

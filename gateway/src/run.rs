@@ -50,6 +50,9 @@ use stop::{Signals, Stopping};
 
 /// How often counters are looked at, and what is not urgent is done.
 const SWEEP: Duration = Duration::from_millis(100);
+/// From so many links on, timers are kept on a grid.
+const MANY: usize = 64;
+const GRID: Duration = Duration::from_millis(5);
 /// Verification of what brokers send must not hold up the links.
 const WORKERS: usize = 2;
 const QUESTIONS: usize = 64;
@@ -150,7 +153,7 @@ struct Inputs {
     view: watch::Receiver<Arc<View>>,
     reflector: watch::Receiver<Option<follow::ReflectorSession>>,
     questions: mpsc::Receiver<Question>,
-    resolved: mpsc::Receiver<presence::Resolved>,
+    found: mpsc::Receiver<presence::Found>,
 }
 
 struct Daemon {
@@ -164,6 +167,7 @@ struct Daemon {
     linked: HashMap<PublicKey, Linked>,
     mtus: BTreeMap<PublicKey, u16>,
     table: Table,
+    table_is_old: bool,
     facts_are_old: bool,
     routes: Routes,
     whereabouts: Whereabouts,
@@ -200,8 +204,8 @@ impl Daemon {
         let links = new_links(&node)?;
         let view = node.view();
         let first = view.borrow().clone();
-        let (resolved, resolutions) = mpsc::channel(1);
-        let mut whereabouts = Whereabouts::new(&options, plane.port, resolved);
+        let (finding, found) = mpsc::channel(2);
+        let mut whereabouts = Whereabouts::new(&options, plane.port, finding);
         whereabouts.look();
         whereabouts.handle_prefixes(&first);
         let routes = Routes::new(&options, plane.port);
@@ -215,7 +219,7 @@ impl Daemon {
             reflector: node.reflector(),
             view,
             questions,
-            resolved: resolutions,
+            found,
         };
         let daemon = Daemon {
             begun,
@@ -225,6 +229,7 @@ impl Daemon {
             linked: HashMap::new(),
             mtus: BTreeMap::new(),
             table: Table::default(),
+            table_is_old: false,
             facts_are_old: false,
             routes,
             whereabouts,
@@ -274,7 +279,7 @@ impl Daemon {
                 }
                 Some(event) = self.relayed.next() => self.handle_relay(event),
                 Some(question) = inputs.questions.recv() => self.handle_question(question),
-                Some(resolved) = inputs.resolved.recv() => self.whereabouts.handle_resolved(resolved),
+                Some(found) = inputs.found.recv() => self.handle_found(found),
                 () = signals.next() => {
                     if !self.begin_stop() {
                         tracing::warn!("asked a second time to end: ending at once");
@@ -290,8 +295,9 @@ impl Daemon {
     /// Until the links have something to do, or the stop is over.
     fn wait(&self) -> Duration {
         let now = boottime();
-        let due = self.links.poll_timeout().into_iter();
-        let due = due.chain(self.stopping.due()).min();
+        let due = self.links.poll_timeout();
+        let due = due.map(|at| on_grid(at, self.linked.len()));
+        let due = due.into_iter().chain(self.stopping.due()).min();
         due.map_or(Duration::from_secs(3600), |at| at.saturating_sub(now))
     }
 
@@ -310,13 +316,15 @@ impl Daemon {
                     self.whereabouts.handle_reflected(self.reflection.seen());
                 }
             }
-            PlaneEvent::Addresses => {
-                if self.whereabouts.look() {
-                    self.reflection.handle_addresses(now);
-                    self.facts_are_old = true;
-                }
-            }
+            PlaneEvent::Addresses => self.whereabouts.look_again(),
             PlaneEvent::Interface(state) => self.interface = state.err(),
+        }
+    }
+
+    fn handle_found(&mut self, found: presence::Found) {
+        if self.whereabouts.handle_found(found) {
+            self.reflection.handle_addresses(boottime());
+            self.facts_are_old = true;
         }
     }
 
@@ -382,6 +390,16 @@ impl Daemon {
     }
 }
 
+/// The hellos of many links fall due one by one, and each wake-up costs as much as sending several.
+fn on_grid(at: Duration, links: usize) -> Duration {
+    if links < MANY {
+        return at;
+    }
+    let late = at.as_nanos() % GRID.as_nanos();
+    let rest = (GRID.as_nanos() - late) % GRID.as_nanos();
+    at + Duration::from_nanos(rest as u64)
+}
+
 async fn listen_for_metrics(options: &Options) -> Result<Option<TcpListener>, Error> {
     let Some(address) = options.metrics else {
         return Ok(None);
@@ -418,4 +436,21 @@ fn new_links(node: &Handle) -> Result<Links, Error> {
         boot: random as u64,
     };
     Ok(Links::new(local, (random >> 64) as u64, boottime()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_of_many_links_are_late_by_less_than_the_grid_and_never_early() {
+        let at = Duration::from_micros(1_000_000_001);
+        assert_eq!(on_grid(at, MANY - 1), at);
+        for micros in [0, 1, 4_999, 5_000, 5_001] {
+            let at = Duration::from_secs(1000) + Duration::from_micros(micros);
+            let then = on_grid(at, MANY);
+            assert!(then >= at && then - at < GRID, "{at:?} {then:?}");
+            assert_eq!(on_grid(then, MANY), then);
+        }
+    }
 }

@@ -26,7 +26,32 @@ pub(super) struct Linked {
     node: Name,
     pub(super) shared: Arc<LinkShared>,
     is_proven: bool,
+    told: u32,
+    told_since: Duration,
     counted: Counters,
+}
+
+/// Lines about one link in this time; what it does beyond is left to the metrics.
+const LINES: u32 = 12;
+const LINES_IN: Duration = Duration::from_secs(60);
+
+impl Linked {
+    /// A link that goes up and down for hours must not fill the log.
+    fn may_tell(&mut self, now: Duration) -> bool {
+        if now.saturating_sub(self.told_since) >= LINES_IN {
+            (self.told_since, self.told) = (now, 0);
+        }
+        self.told += 1;
+        if self.told == LINES {
+            let (site, gateway) = (self.site.as_str(), self.node.as_str());
+            tracing::warn!(
+                site,
+                gateway,
+                "it changes all the time; no more is said of it for a minute"
+            );
+        }
+        self.told < LINES
+    }
 }
 
 impl Daemon {
@@ -34,6 +59,11 @@ impl Daemon {
     pub(super) fn drain(&mut self) {
         while let Some(event) = self.links.poll_event() {
             self.handle_event(event);
+        }
+        if std::mem::take(&mut self.table_is_old) {
+            self.table.carry(self.links.carriers());
+            let table = Arc::new(self.table.clone());
+            self.plane.command(Command::Table(table));
         }
         while let Some(transmit) = self.links.poll_transmit() {
             self.plane.transmit(Command::Transmit {
@@ -55,12 +85,7 @@ impl Daemon {
                 self.plane.command(Command::Mtu { of, mtu });
                 self.facts_are_old = true;
             }
-            Event::CarriersChanged => {
-                self.table.carry(self.links.carriers());
-                self.plane
-                    .command(Command::Table(Arc::new(self.table.clone())));
-                self.facts_are_old = true;
-            }
+            Event::CarriersChanged => (self.table_is_old, self.facts_are_old) = (true, true),
             Event::Relay { of, wanted: true } => {
                 if let Some(address) = self.relayed.want(of) {
                     self.links.handle_relay(&of, Some(address), boottime());
@@ -83,10 +108,13 @@ impl Daemon {
         }
     }
 
-    fn tell_change(&self, of: &proto::key::PublicKey, change: &Change) {
-        let Some(linked) = self.linked.get(of) else {
+    fn tell_change(&mut self, of: &proto::key::PublicKey, change: &Change) {
+        let Some(linked) = self.linked.get_mut(of) else {
             return;
         };
+        if !linked.may_tell(boottime()) {
+            return;
+        }
         let (site, gateway) = (linked.site.as_str(), linked.node.as_str());
         match change {
             Change::Proven => tracing::debug!(site, gateway, "has proven who it is"),
@@ -138,6 +166,8 @@ impl Daemon {
                 node: gateway.node.clone(),
                 shared: shared.clone(),
                 is_proven: false,
+                told: 0,
+                told_since: Duration::ZERO,
                 counted: Counters::default(),
             };
             self.linked.insert(*identity, linked);

@@ -1,6 +1,7 @@
 //! What this node says of itself: found out, put together, and said again only when it has changed.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use super::addresses::{self, From, Known, Prefixes};
 use super::{Daemon, Options};
 use crate::io::boottime;
-use crate::io::netlink::interfaces::interfaces;
+use crate::io::netlink::interfaces::{Interface, interfaces};
 use crate::status::Problem;
 
 /// Names are resolved again so often.
@@ -23,8 +24,12 @@ const NAMES_WAIT: Duration = Duration::from_secs(1);
 /// A change that others follow is not told sooner than this after the last.
 const DAMPING: Duration = Duration::from_secs(1);
 
-/// What became of the names of `--endpoint`, in their order.
-pub(super) type Resolved = Vec<(String, Result<Vec<SocketAddr>, String>)>;
+/// What was found out in the background.
+pub(super) enum Found {
+    /// What became of the names of `--endpoint`, in their order.
+    Names(Vec<(String, Result<Vec<SocketAddr>, String>)>),
+    Interfaces(io::Result<BTreeMap<u32, Interface>>),
+}
 
 /// Where this node is, as far as it knows.
 pub(super) struct Whereabouts {
@@ -34,8 +39,10 @@ pub(super) struct Whereabouts {
     /// The last good answer for each name.
     resolved: BTreeMap<String, Vec<SocketAddr>>,
     unresolved: BTreeMap<String, String>,
-    resolving: mpsc::Sender<Resolved>,
+    finding: mpsc::Sender<Found>,
     next_resolution: Duration,
+    is_looking: bool,
+    must_look_again: bool,
     candidates: Vec<(SocketAddr, From)>,
     lan: Vec<IpAddr>,
     published: Option<(Vec<SocketAddr>, Option<IpAddr>)>,
@@ -50,11 +57,7 @@ pub(super) struct Publication {
 }
 
 impl Whereabouts {
-    pub(super) fn new(
-        options: &Options,
-        port: u16,
-        resolving: mpsc::Sender<Resolved>,
-    ) -> Whereabouts {
+    pub(super) fn new(options: &Options, port: u16, finding: mpsc::Sender<Found>) -> Whereabouts {
         let known = Known {
             given_lan: options.address,
             port,
@@ -66,8 +69,10 @@ impl Whereabouts {
             endpoints: options.endpoints.clone(),
             resolved: BTreeMap::new(),
             unresolved: BTreeMap::new(),
-            resolving,
+            finding,
             next_resolution: Duration::ZERO,
+            is_looking: false,
+            must_look_again: false,
             candidates: Vec::new(),
             lan: Vec::new(),
             published: None,
@@ -84,9 +89,43 @@ impl Whereabouts {
         &self.lan
     }
 
-    /// At the kernel; whether something has changed.
-    pub(super) fn look(&mut self) -> bool {
-        match interfaces() {
+    /// At the kernel.
+    pub(super) fn look(&mut self) {
+        self.handle_interfaces(interfaces());
+    }
+
+    /// In the background: a host may have a million routes.
+    pub(super) fn look_again(&mut self) {
+        if std::mem::replace(&mut self.is_looking, true) {
+            self.must_look_again = true;
+            return;
+        }
+        let done = self.finding.clone();
+        tokio::task::spawn_blocking(move || {
+            // Nobody waits for it once the daemon ends.
+            let _told = done.blocking_send(Found::Interfaces(interfaces()));
+        });
+    }
+
+    /// Whether the addresses of this host have changed.
+    pub(super) fn handle_found(&mut self, found: Found) -> bool {
+        match found {
+            Found::Names(names) => {
+                self.handle_names(names);
+                false
+            }
+            Found::Interfaces(found) => {
+                self.is_looking = false;
+                if std::mem::take(&mut self.must_look_again) {
+                    self.look_again();
+                }
+                self.handle_interfaces(found)
+            }
+        }
+    }
+
+    fn handle_interfaces(&mut self, found: io::Result<BTreeMap<u32, Interface>>) -> bool {
+        match found {
             Ok(found) if found == self.known.interfaces => false,
             Ok(found) => {
                 self.known.interfaces = found;
@@ -119,7 +158,7 @@ impl Whereabouts {
     }
 
     /// A name that cannot be resolved now keeps what it had.
-    pub(super) fn handle_resolved(&mut self, resolved: Resolved) {
+    fn handle_names(&mut self, resolved: Vec<(String, Result<Vec<SocketAddr>, String>)>) {
         self.unresolved.clear();
         for (name, result) in resolved {
             match result {
@@ -152,12 +191,12 @@ impl Whereabouts {
         }
     }
 
-    /// In the background; the answer comes as [`Resolved`].
+    /// In the background; the answer comes as [`Found`].
     fn resolve(&self) {
         if self.endpoints.is_empty() {
             return;
         }
-        let (names, done) = (self.endpoints.clone(), self.resolving.clone());
+        let (names, done) = (self.endpoints.clone(), self.finding.clone());
         tokio::spawn(async move {
             let mut resolved = Vec::new();
             for name in names {
@@ -166,7 +205,7 @@ impl Whereabouts {
                 resolved.push((name, found));
             }
             // Nobody waits for it once the daemon ends.
-            let _told = done.send(resolved).await;
+            let _told = done.send(Found::Names(resolved)).await;
         });
     }
 
