@@ -1,6 +1,7 @@
 //! Whether the other side lives and hears us: one-way hellos, judged in the interval that their
 //! sender announced. Whatever is opened counts as heard.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use proto::control::{Heard, Hello};
@@ -25,6 +26,8 @@ const UNSETTLED_FOR: Duration = Duration::from_secs(10);
 const ANSWER_APART: Duration = Duration::from_millis(40);
 /// Who has not heard us while we slept has this long to do so.
 const SPARED: Duration = Duration::from_millis(500);
+/// Hellos of ours that are remembered until they are heard.
+const REMEMBERED: usize = 64;
 const LONGEST: Duration = Duration::from_secs(2);
 
 /// What hellos tell of a link.
@@ -69,6 +72,8 @@ pub(crate) struct Liveness {
     slept_until: Duration,
     last_heard: Option<Duration>,
     remote: Option<Remote>,
+    /// Our hellos, by number and time, of which the other side has not told yet.
+    unheard: VecDeque<(u64, Duration)>,
 }
 
 /// The interval in our hellos, and since which number; the one before counts for a receiver that
@@ -86,6 +91,9 @@ struct Remote {
     interval: Duration,
     carries: bool,
     hears: Option<Heard>,
+    /// How long ago we had sent the first hello that it does not tell of. It may hear other things
+    /// by other paths; hellos go by the one that data goes by.
+    unheard_for: Duration,
 }
 
 /// Silence in this interval that is too long.
@@ -120,6 +128,7 @@ impl Liveness {
             slept_until: Duration::ZERO,
             last_heard: None,
             remote: None,
+            unheard: VecDeque::new(),
         }
     }
 
@@ -139,7 +148,11 @@ impl Liveness {
 
     /// Anything was opened.
     pub(crate) fn handle_heard(&mut self, now: Duration) {
-        if self.remote.is_some() && self.is_silent(now) {
+        if self.is_silent(now)
+            && let Some(remote) = &mut self.remote
+        {
+            // What it heard before the silence says nothing of now.
+            remote.hears = None;
             self.sooner(now);
         }
         self.last_heard = self.last_heard.max(Some(now));
@@ -166,12 +179,17 @@ impl Liveness {
             self.stay_eager(now + EAGER_FOR);
         }
         let interval = Duration::from_millis(hello.interval.into());
+        let hears = hello.heard.filter(|heard| heard.boot == self.boot);
+        let heard = hears.map_or(0, |heard| heard.number);
+        self.unheard.retain(|(number, _)| *number > heard);
+        let unheard = self.unheard.front();
         self.remote = Some(Remote {
             boot: hello.boot,
             number: hello.number,
             interval: interval.clamp(SIBLING, LONGEST),
             carries: hello.carries,
-            hears: hello.heard.filter(|heard| heard.boot == self.boot),
+            hears,
+            unheard_for: unheard.map_or(Duration::ZERO, |(_, at)| now.saturating_sub(*at)),
         });
         let may_answer = self.last_life == Life::Alive || now < self.unsettled_until;
         if may_answer && self.is_missed() {
@@ -326,15 +344,22 @@ impl Liveness {
             } else {
                 current.max(limit(self.announced.before))
             };
-            Duration::from_millis(heard.age.into()) < allowed || now < self.slept_until
+            let is_heard = Duration::from_millis(heard.age.into()) < allowed
+                && self.unheard_for() < allowed * 2;
+            is_heard || now < self.slept_until
         })
     }
 
     /// They did not hear what they should have.
     fn is_missed(&self) -> bool {
         let expected = self.announced.interval + LATE;
-        self.remote_heard()
-            .is_none_or(|heard| Duration::from_millis(heard.age.into()) > expected)
+        let is_late = |heard: Heard| Duration::from_millis(heard.age.into()) > expected;
+        self.remote_heard().is_none_or(is_late) || self.unheard_for() > expected * 2
+    }
+
+    fn unheard_for(&self) -> Duration {
+        let remote = self.remote.as_ref();
+        remote.map_or(Duration::ZERO, |remote| remote.unheard_for)
     }
 
     fn remote_heard(&self) -> Option<Heard> {
@@ -353,6 +378,9 @@ impl Liveness {
 
     fn announce(&mut self, now: Duration) {
         self.number += 1;
+        if self.unheard.len() < REMEMBERED {
+            self.unheard.push_back((self.number, now));
+        }
         let interval = self.interval(now);
         if interval != self.announced.interval {
             if interval > self.announced.interval {

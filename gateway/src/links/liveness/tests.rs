@@ -212,6 +212,32 @@ fn an_end_that_is_not_heard_knows_it_from_the_other() {
 }
 
 #[test]
+fn what_was_heard_before_a_silence_does_not_count_after_it() {
+    let mut pair = Pair::settled(true, 5);
+    pair.run(ms(5000), |_, _| true);
+    assert_eq!(pair.lives, [Life::Silent; 2]);
+    // A probe by another path, and no hello.
+    let now = pair.now;
+    pair.ends[0].handle_heard(now);
+    assert_eq!(pair.ends[0].life(now), Life::NotHeard);
+}
+
+#[test]
+fn other_things_that_are_heard_do_not_stand_for_lost_hellos() {
+    let mut pair = Pair::settled(true, 6);
+    let began = pair.now;
+    while pair.lives[0] == Life::Alive {
+        pair.keep(true);
+        pair.run(ms(50), |from, _| from == 0);
+        // Echoes come by another path than hellos.
+        let now = pair.now;
+        pair.ends[1].handle_heard(now);
+    }
+    assert_eq!(pair.lives, [Life::NotHeard, Life::Alive]);
+    assert!(pair.now - began <= ms(2200));
+}
+
+#[test]
 fn a_hello_that_is_older_than_the_last_says_nothing() {
     let mut end = Liveness::new(1, false);
     end.handle_session(ms(0));
