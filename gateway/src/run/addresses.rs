@@ -129,12 +129,17 @@ pub(super) fn lan_addresses(known: &Known, prefixes: &Prefixes) -> Vec<IpAddr> {
         let fits = |address: &IpAddr| address.is_ipv4() == is_v4;
         let given = known.given_lan.filter(fits);
         let inside = || {
-            let all = known.interfaces.values().flat_map(|one| &one.addresses);
-            let own = all.filter(|address| fits(address) && prefixes.is_own(**address));
-            own.min().copied()
+            let all = known.interfaces.values().flat_map(|one| {
+                let addresses = one.addresses.iter();
+                addresses.map(move |address| (!is_outer(one), *address))
+            });
+            // A bridge of containers may have an address of the site too.
+            let own = all.filter(|(_, address)| fits(address) && prefixes.is_own(*address));
+            own.min().map(|(_, address)| address)
         };
         let by_default = || {
-            let leading = known.interfaces.values().filter(|one| one.has_default);
+            let all = known.interfaces.values();
+            let leading = all.filter(|one| one.has_default && is_outer(one));
             let all = leading.flat_map(|one| &one.addresses);
             all.filter(|address| fits(address) && is_global(**address))
                 .min()
@@ -284,7 +289,10 @@ mod tests {
         known.given_lan = Some("10.1.0.7".parse().unwrap());
         assert_eq!(lan(&known), ["10.1.0.7".parse::<IpAddr>().unwrap()]);
         known.given_lan = None;
-        known.interfaces.remove(&2);
+        let pods = interface("cni0", Some("bridge"), false, &["10.1.0.1"]);
+        known.interfaces.insert(9, pods);
+        assert_eq!(lan(&known), ["10.1.0.3".parse::<IpAddr>().unwrap()]);
+        known.interfaces.retain(|index, _| *index == 1);
         assert_eq!(lan(&known), ["198.51.100.1".parse::<IpAddr>().unwrap()]);
     }
 
