@@ -113,7 +113,6 @@ fn sysctls(facts: &Facts) -> BTreeSet<Sysctl> {
         set,
     };
     let mut all = BTreeSet::from([
-        sysctl("net/ipv4/ip_forward", &["1"], "1"),
         // Strict filtering drops what a sibling delivers to this node over the LAN.
         sysctl("net/ipv4/conf/all/rp_filter", &["0", "2"], "2"),
         sysctl("net/ipv4/conf/all/src_valid_mark", &["1"], "1"),
@@ -123,9 +122,14 @@ fn sysctls(facts: &Facts) -> BTreeSet<Sysctl> {
             "2",
         ),
     ]);
+    // Nothing is forwarded before there is a guard that keeps what is the mesh's on our links:
+    // sysctls are set last, and a node that knows no prefix yet has nothing to forward.
+    if !facts.prefixes.is_empty() {
+        all.insert(sysctl("net/ipv4/ip_forward", &["1"], "1"));
+    }
     let v6 = |prefix: &IpNetwork| matches!(prefix, IpNetwork::V6(_));
     // A node without IPv6 in the mesh keeps listening to its router.
-    if facts.local.iter().any(v6) || facts.prefixes.keys().any(v6) {
+    if facts.prefixes.keys().any(v6) {
         all.insert(sysctl("net/ipv6/conf/all/forwarding", &["1", "2"], "1"));
     }
     all
