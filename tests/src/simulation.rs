@@ -12,6 +12,7 @@ pub mod deeds;
 pub mod edge;
 pub mod expect;
 pub mod flow;
+pub mod life;
 pub mod line;
 pub mod network;
 pub mod node;

@@ -1,11 +1,11 @@
 //! The world: virtual time, what is scheduled, and the nodes that live in it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use gateway::links::{Change, Event, Links, Local, Why};
+use gateway::links::{Change, Event, Why};
 use proto::control::Handover;
 use proto::key::PublicKey;
 use proto::knowledge::Knowledge;
@@ -19,12 +19,12 @@ use super::edge::EdgeKind;
 use super::flow::{Flow, FlowId};
 use super::line::Line;
 use super::network::{Flight, HostId, Network};
-use super::node::{Datagram, Node, NodeId, Process, Relay, Wakes};
+use super::node::{Datagram, Node, NodeId, Relay, Wakes};
 use super::trace::Trace;
 use crate::dice::Dice;
 
 /// How often the packet path gives its counters and looks at its timers.
-const SWEEP: Duration = Duration::from_millis(100);
+pub(super) const SWEEP: Duration = Duration::from_millis(100);
 /// Where sessions, links and processes begin to be told apart from nothing.
 const BEGINNING: Duration = Duration::from_secs(1000);
 /// A machine that wants to be woken more often for each of its links spins.
@@ -239,7 +239,7 @@ impl World {
         self.run_until(self.now + span);
     }
 
-    /// Until something must never be is found to be.
+    /// Or until something is found that must never be.
     pub fn run_until(&mut self, end: Duration) {
         while self.faults.is_empty() {
             match self.queue.peek() {
@@ -286,121 +286,6 @@ impl World {
     pub(super) fn is_current(&self, node: NodeId, generation: u64) -> bool {
         let node = &self.nodes[node];
         node.generation == generation && node.process.is_some()
-    }
-
-    pub fn start(&mut self, at: NodeId) {
-        if self.nodes[at].process.is_some() {
-            return;
-        }
-        let (boot, seed) = (self.dice.below(u64::MAX), self.dice.below(u64::MAX));
-        let now = self.now;
-        let node = &mut self.nodes[at];
-        let local = Local {
-            identity: node.actor.key(),
-            wireguard: node.actor.wireguard,
-            site: node.actor.site.clone(),
-            boot,
-        };
-        node.generation += 1;
-        node.died = None;
-        node.is_stopped = false;
-        node.touched = now;
-        let generation = node.generation;
-        node.process = Some(Process {
-            links: Links::new(local, seed, now),
-            peers: BTreeMap::new(),
-            roster: Default::default(),
-            relays: BTreeMap::new(),
-            carriers: Default::default(),
-            wake: None,
-            is_leaving: false,
-            reflected: None,
-            asked_reflection: None,
-            last_stamp: 0,
-            started: now,
-            wakes: Wakes::default(),
-        });
-        self.note(format!("{} starts", self.nodes[at].label()));
-        self.addresses_changed(at);
-        self.mesh_changed(at);
-        let jitter = self.dice.between(Duration::ZERO, SWEEP);
-        self.schedule(now + jitter, What::Sweep(at, generation));
-        // The time that TLS takes.
-        self.schedule(
-            now + Duration::from_millis(50),
-            What::Contact(at, generation),
-        );
-    }
-
-    /// As `kill -9` does.
-    pub fn kill(&mut self, at: NodeId) {
-        let node = &mut self.nodes[at];
-        if node.process.take().is_none() {
-            return;
-        }
-        node.generation += 1;
-        node.is_stopped = false;
-        node.backlog.clear();
-        node.died = Some(self.now);
-        node.touched = self.now;
-        self.note(format!("{} is dead", self.nodes[at].label()));
-    }
-
-    /// As SIGTERM does.
-    pub fn stop(&mut self, at: NodeId) {
-        let now = self.now;
-        if let Some(process) = &mut self.nodes[at].process {
-            process.is_leaving = true;
-            process.links.handle_stop(now);
-            self.nodes[at].touched = now;
-            self.note(format!("{} stops", self.nodes[at].label()));
-            self.drain(at);
-        }
-    }
-
-    /// As SIGSTOP does.
-    pub fn freeze(&mut self, at: NodeId) {
-        let node = &mut self.nodes[at];
-        if node.is_running() {
-            node.is_stopped = true;
-            node.died = Some(self.now);
-            node.touched = self.now;
-            self.note(format!("{} is frozen", self.nodes[at].label()));
-        }
-    }
-
-    /// As SIGCONT does. Timers and what waits in the socket come in either order.
-    pub fn thaw(&mut self, at: NodeId) {
-        if !std::mem::take(&mut self.nodes[at].is_stopped) {
-            return;
-        }
-        let now = self.now;
-        let node = &mut self.nodes[at];
-        node.died = None;
-        node.touched = now;
-        let generation = node.generation;
-        let backlog = std::mem::take(&mut node.backlog);
-        self.note(format!("{} goes on", self.nodes[at].label()));
-        let timers_first = self.dice.chance(500);
-        if timers_first {
-            self.time_out(at);
-        }
-        for (source, datagram) in backlog {
-            self.receive(at, source, datagram);
-        }
-        if !timers_first {
-            self.time_out(at);
-        }
-        self.schedule(now, What::Sweep(at, generation));
-    }
-
-    fn time_out(&mut self, at: NodeId) {
-        let now = self.now;
-        if let Some(process) = &mut self.nodes[at].process {
-            process.wake = None;
-            process.links.handle_timeout(now);
-            self.drain(at);
-        }
     }
 
     fn wake(&mut self, at: NodeId, generation: u64) {
