@@ -107,7 +107,7 @@ impl Pings {
 
 impl Waiting {
     fn answer(mut self, rtt: Option<Duration>) {
-        self.pong.rtt_ms = rtt.map(|rtt| rtt.as_secs_f64() * 1000.0);
+        self.pong.rtt_ms = rtt.map(super::report::millis);
         // Whoever asked may have gone, or does not read.
         let _told = self.answers.try_send(self.pong);
     }

@@ -46,6 +46,7 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
     let mut problems = view_problems(view);
     problems.extend(facts.problems.iter().cloned());
     if facts.uptime >= PATIENCE {
+        problems.extend(broker_problem(&view.broker));
         problems.extend(facts.links.iter().filter_map(|link| {
             let no_relay = facts.relayed.why_lost(&link.of);
             link_problem(link, no_relay)
@@ -105,7 +106,7 @@ fn broker(view: &View) -> Broker {
     }
 }
 
-fn millis(time: Duration) -> f64 {
+pub(super) fn millis(time: Duration) -> f64 {
     // Microseconds are what there is; more digits would only look exact.
     (time.as_secs_f64() * 1e6).round() / 1000.0
 }
@@ -270,6 +271,16 @@ fn view_problems(view: &View) -> Vec<Problem> {
     all.collect()
 }
 
+fn broker_problem(broker: &BrokerState) -> Option<Problem> {
+    if matches!(broker, BrokerState::Connected { .. }) {
+        return None;
+    }
+    Some(Problem {
+        what: format!("no broker can be reached: {}", broker.reasons().join("; ")),
+        next: "traffic goes on with what is known, and changes of the mesh come through other gateways; see whether the broker runs, and whether TCP to it passes from here".to_owned(),
+    })
+}
+
 fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<Problem> {
     let why = link.state.err()?;
     let who = format!("gateway {} of site {}", link.node, link.site);
@@ -380,6 +391,15 @@ mod tests {
         assert!(problem.what.contains("no relay either: it is off"));
         assert!(problem.next.contains("firewall"));
         assert_eq!(link_problem(&link(Ok(())), None), None);
+    }
+
+    #[test]
+    fn a_lost_broker_is_told_with_the_reasons() {
+        let reasons = vec!["b:7800: refused".to_owned()];
+        let problem = broker_problem(&BrokerState::Cached { reasons }).unwrap();
+        assert!(problem.what.contains("b:7800: refused"));
+        let address = "b:7800".to_owned();
+        assert_eq!(broker_problem(&BrokerState::Connected { address }), None);
     }
 
     #[test]
