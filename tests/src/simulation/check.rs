@@ -172,7 +172,7 @@ impl World {
         if reach == Reach::None && state == Some(Ok(())) && self.know_each_other(one, other) {
             self.fault(format!("{text}: up, and nothing can pass"));
         }
-        if reach == Reach::None || !is_good {
+        if reach == Reach::None || !is_good || !self.are_informed(one, other) {
             return;
         }
         if state != Some(Ok(())) {

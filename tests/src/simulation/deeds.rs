@@ -147,7 +147,7 @@ impl World {
         }
         for (at, one) in involved.iter().enumerate() {
             for other in &involved[at + 1..] {
-                if self.loss(*one, *other) != Some(0) {
+                if self.loss(*one, *other) != Some(0) || !self.are_informed(*one, *other) {
                     return false;
                 }
             }

@@ -112,6 +112,16 @@ impl World {
         self.knows(one, other) && self.knows(other, one)
     }
 
+    /// Both have the other's last record: who has moved unseen need not be found.
+    pub fn are_informed(&self, one: NodeId, other: NodeId) -> bool {
+        let has_last = |by: NodeId, of: NodeId| {
+            let actor = &self.nodes[of].actor;
+            let held = self.nodes[by].mesh.node(&actor.identity);
+            held.is_some_and(|held| held.record.sequence == actor.sequence)
+        };
+        has_last(one, other) && has_last(other, one)
+    }
+
     pub fn knows(&self, one: NodeId, other: NodeId) -> bool {
         let other = &self.nodes[other];
         let listed = self.nodes[one]
