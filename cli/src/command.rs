@@ -7,7 +7,9 @@ pub(crate) mod join;
 pub(crate) mod leave;
 pub(crate) mod ledger;
 pub(crate) mod node;
+pub(crate) mod ping;
 pub(crate) mod site;
+pub(crate) mod status;
 pub(crate) mod token;
 
 use std::path::PathBuf;

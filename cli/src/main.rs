@@ -8,6 +8,7 @@ mod brokers;
 mod command;
 mod config;
 mod drops;
+mod local;
 mod logging;
 mod name;
 mod outlook;
@@ -53,6 +54,10 @@ enum Command {
     /// Carry a site's traffic to and from all others.
     #[command(subcommand)]
     Gateway(command::gateway::Command),
+    /// Show what this machine's gateway does, and what is wrong.
+    Status(command::status::Arguments),
+    /// Measure the way through the tunnel to each gateway of a site.
+    Ping(command::ping::Arguments),
     /// Say goodbye and delete this node's keys.
     Leave(command::leave::Arguments),
     /// Show and change sites and their prefixes.
@@ -99,6 +104,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Wg(arguments) => return wg::run(arguments),
+        Command::Status(arguments) => return command::status::run(&arguments),
+        Command::Ping(arguments) => return command::ping::run(arguments),
         Command::Drops(arguments) => drops::run(&arguments),
         Command::Cleanup(arguments) => command::cleanup::run(&arguments),
         Command::Broker(command) => command::broker::run(command),

@@ -9,10 +9,16 @@ use crate::private;
 
 /// Prints and is content if whoever read it has seen enough.
 pub(crate) fn data(text: &str) -> anyhow::Result<()> {
+    more(text).map(|_| ())
+}
+
+/// The same for what goes on; false once nobody reads any more.
+pub(crate) fn more(text: &str) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => done.context("cannot print the result; check standard output"),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot print the result; check standard output"),
     }
 }
 
@@ -20,6 +26,33 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
     text.push('\n');
     data(&text)
+}
+
+/// Others' words without what a terminal would obey: control characters, and marks that turn the
+/// direction of writing round.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars()
+        .map(|letter| if obeys(letter) { '\u{fffd}' } else { letter })
+        .collect()
+}
+
+fn obeys(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// JSON whose strings are escaped as far as a terminal asks for; the layout is kept.
+pub(crate) fn quiet_json(text: &str) -> String {
+    let mut quiet = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter != '\n' && obeys(letter) {
+            // None of them is beyond the sixteen bits that such an escape holds.
+            quiet.push_str(&format!("\\u{:04x}", u32::from(letter)));
+        } else {
+            quiet.push(letter);
+        }
+    }
+    quiet
 }
 
 /// Columns under headings, as wide as their longest cell, two spaces apart.
@@ -123,6 +156,18 @@ mod tests {
             error(&outer),
             "no token was made: cannot write: disk on fire"
         );
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_comes_through() {
+        let bad = "a\u{1b}[2Jb\nc\u{9b}d\u{202e}e\u{7f}ü";
+        assert_eq!(
+            plain(bad),
+            "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d\u{fffd}e\u{fffd}ü"
+        );
+        let text = quiet_json(&serde_json::to_string(bad).unwrap());
+        assert!(!text.contains(obeys), "{text:?}");
+        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), bad);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! - `GET /metrics` -> Prometheus text.
 //!
 //! A refusal is a status other than 200 with a [`Refusal`] as JSON. Fields are only ever added;
-//! readers pass over those they do not know.
+//! readers pass over those they do not know, and take a default for those they miss.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub const SOCKET: &str = "gateway.sock";
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Status {
     pub mesh: String,
     pub site: String,
@@ -45,6 +46,7 @@ pub struct Status {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Broker {
     /// `connected`, `cached` or `unreachable`.
     pub state: String,
@@ -56,6 +58,7 @@ pub struct Broker {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct OwnAddress {
     pub address: String,
     /// `configured`, `reflected`, `lan` or `interface`.
@@ -63,6 +66,7 @@ pub struct OwnAddress {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Link {
     pub site: String,
     pub gateway: String,
@@ -108,6 +112,7 @@ pub struct Link {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Candidate {
     pub address: String,
     /// As [`Link::path_kind`].
@@ -120,6 +125,7 @@ pub struct Candidate {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Prefix {
     pub prefix: String,
     pub site: String,
@@ -135,6 +141,7 @@ pub struct Prefix {
 
 /// What is wrong, and what to do about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Problem {
     pub what: String,
     pub next: String,
@@ -142,6 +149,7 @@ pub struct Problem {
 
 /// One answer to a ping, or that none came in time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pong {
     pub site: String,
     pub gateway: String,

@@ -1,0 +1,179 @@
+//! `causeway status`.
+
+mod page;
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::builder::FalseyValueParser;
+use gateway::status::Status;
+use serde_json::Value;
+
+use crate::command::Output;
+use crate::local::{AskError, Place};
+use crate::print;
+use crate::time;
+
+const REDRAW: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Show what this machine's gateway does, and what is wrong.
+///
+/// Exit code 0: the gateway is ready, every link is up, every prefix is reachable, and a broker is
+/// connected. 1: one of these is not so, or no gateway answers. What is said at the end beyond that
+/// is worth a look and changes no exit code.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    /// Show it again every second, until Ctrl-C.
+    #[arg(long, env = "CAUSEWAY_WATCH", value_parser = FalseyValueParser::new())]
+    watch: bool,
+    /// Wait until the gateway is ready, then show it; exit code 0 once it is.
+    #[arg(long, env = "CAUSEWAY_WAIT", value_parser = FalseyValueParser::new(), conflicts_with = "watch")]
+    wait: bool,
+    /// How long --wait waits.
+    #[arg(long, value_name = "TIME", env = "CAUSEWAY_TIMEOUT", value_parser = time::parse_duration, default_value = "60s")]
+    timeout: u64,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// As it was told, and as it is shown.
+struct Answer {
+    told: Value,
+    status: Status,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        if arguments.watch {
+            watch(arguments).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if arguments.wait {
+            let answer = wait(arguments).await?;
+            print::data(&text(&answer, arguments)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let answer = ask(&arguments.place).await?;
+        print::data(&text(&answer, arguments)?)?;
+        Ok(if page::is_well(&answer.status) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    })
+}
+
+async fn ask(place: &Place) -> Result<Answer, AskError> {
+    let body = place.get("/status").await?;
+    read(&body).map_err(|error| {
+        AskError::Failed(format!(
+            "the gateway's answer cannot be read ({error}): is it of another version? Use the `causeway` it was started with"
+        ))
+    })
+}
+
+/// What it shows is made plain before anything is done with it.
+fn read(body: &[u8]) -> serde_json::Result<Answer> {
+    let told: Value = serde_json::from_slice(body)?;
+    if told.get("node").is_none() {
+        return Err(serde::de::Error::missing_field("node"));
+    }
+    let mut shown = told.clone();
+    make_plain(&mut shown);
+    Ok(Answer {
+        status: serde_json::from_value(shown)?,
+        told,
+    })
+}
+
+fn make_plain(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = print::plain(text),
+        Value::Array(values) => values.iter_mut().for_each(make_plain),
+        Value::Object(fields) => {
+            *fields = std::mem::take(fields)
+                .into_iter()
+                .map(|(name, mut value)| {
+                    make_plain(&mut value);
+                    (print::plain(&name), value)
+                })
+                .collect();
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+fn text(answer: &Answer, arguments: &Arguments) -> anyhow::Result<String> {
+    if !arguments.output.json {
+        return Ok(page::text(&answer.status));
+    }
+    let text = if arguments.watch {
+        serde_json::to_string(&answer.told)
+    } else {
+        serde_json::to_string_pretty(&answer.told)
+    };
+    Ok(print::quiet_json(&text.context("cannot write JSON")?) + "\n")
+}
+
+/// Until nobody reads it any more. A gateway that is started again is shown again.
+async fn watch(arguments: &Arguments) -> anyhow::Result<()> {
+    let is_screen = io::stdout().is_terminal() && !arguments.output.json;
+    let mut is_first = true;
+    loop {
+        let text = match ask(&arguments.place).await {
+            Ok(answer) => text(&answer, arguments)?,
+            Err(error) if arguments.output.json => {
+                eprintln!("causeway: {error}");
+                String::new()
+            }
+            Err(error) => format!("{error}\n"),
+        };
+        let block = match (is_screen, is_first || arguments.output.json) {
+            (true, _) => drawn(&text, is_first),
+            (false, true) => text,
+            (false, false) => format!("\n{text}"),
+        };
+        if !print::more(&block)? {
+            return Ok(());
+        }
+        is_first = false;
+        tokio::time::sleep(REDRAW).await;
+    }
+}
+
+/// Over what was there before, line by line, so that nothing flickers.
+fn drawn(text: &str, is_first: bool) -> String {
+    let clear = if is_first { "\x1b[2J" } else { "" };
+    let lines = text.replace('\n', "\x1b[K\n");
+    format!("{clear}\x1b[H{lines}\x1b[J")
+}
+
+async fn wait(arguments: &Arguments) -> anyhow::Result<Answer> {
+    let begun = Instant::now();
+    let limit = Duration::from_secs(arguments.timeout);
+    let mut told = String::new();
+    loop {
+        let why = match ask(&arguments.place).await {
+            Ok(answer) if answer.status.ready => return Ok(answer),
+            Ok(answer) => page::progress(&answer.status),
+            Err(error @ (AskError::Absent(_) | AskError::Refused(_))) => error.to_string(),
+            Err(error @ AskError::Failed(_)) => return Err(error.into()),
+        };
+        if begun.elapsed() >= limit {
+            bail!("not ready after {}: {why}", time::words(arguments.timeout));
+        }
+        if why != told {
+            eprintln!("waiting: {why}");
+            told = why;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
