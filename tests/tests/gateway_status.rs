@@ -79,3 +79,28 @@ fn status_and_ping_tell_what_is_up_and_what_is_not() {
     );
     mesh.watch.assert_clean();
 }
+
+#[test]
+fn a_link_by_relay_is_well_and_a_problem() {
+    if skip("a_link_by_relay", &["nft"]) {
+        return;
+    }
+    let far = Plan {
+        gateways: 1,
+        nat: Nat::Symmetric,
+    };
+    let mesh = Mesh::up("statusrelay", &[far, far]).unwrap();
+    let gateway = &mesh.sites[0].gateways[0];
+    let said = ask(gateway, "status --wait");
+    println!("{}", said.out);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    for word in ["relay  through a broker", "PROBLEM gateway", "--endpoint"] {
+        assert!(said.out.contains(word), "{word}: {}", said.out);
+    }
+    let said = ask(gateway, "status");
+    assert_eq!(said.code, Some(0), "nothing is down: {said:?}");
+    let said = ask(gateway, "ping site-2 --count 1");
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.out.contains("relay through a broker"), "{}", said.out);
+    mesh.watch.assert_clean();
+}
