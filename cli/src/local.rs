@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::print;
 
 /// Longer than a ping waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Of one answer; a mesh of 1000 gateways needs a tenth of it.
 const MOST: usize = 16 * 1024 * 1024;
 

@@ -285,10 +285,14 @@ fn refused_ours(name: &str, error: io::Error) -> TunError {
 }
 
 fn failed<'a>(name: &'a str, step: &'static str) -> impl FnOnce(io::Error) -> TunError + use<'a> {
-    move |error| TunError::Kernel {
-        name: name.to_owned(),
-        step,
-        error,
+    move |error| match error.raw_os_error() {
+        // One of ours can be opened by whoever made it, and no more than that without privilege.
+        Some(libc::EPERM | libc::EACCES) => TunError::Privilege(name.to_owned()),
+        _ => TunError::Kernel {
+            name: name.to_owned(),
+            step,
+            error,
+        },
     }
 }
 

@@ -294,7 +294,7 @@ fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<Problem> {
             "see whether it runs; start it with --endpoint HOST:PORT if this gateway has to call it".to_owned()
         }
         Why::NotHeard => {
-            "something drops UDP in this direction only: look at the firewalls between both, this host's among them".to_owned()
+            "see what `causeway status` there says of this gateway; if it is not heard there either, something drops UDP in this direction only: look at the firewalls between both, this host's among them".to_owned()
         }
         Why::NotProven => {
             "see whether it runs a version that fits this one; if its record claims another's key, revoke it with `causeway node revoke`".to_owned()
