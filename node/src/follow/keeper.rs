@@ -249,6 +249,7 @@ impl Keeper {
             problems: self.problems(&shown.problems, &broker),
             peers: shown.peers,
             prefixes: shown.prefixes,
+            cut_off: shown.cut_off,
             contacts: Arc::new(contacts(&membership.brokers, charter)),
             brokers: shown.brokers,
             heads: shown.heads,

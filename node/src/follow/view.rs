@@ -1,12 +1,13 @@
 //! What a node knows, for whoever runs it: only what has been verified and, if it was new, is
 //! durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ip_network::IpNetwork;
 use proto::entry::Broker;
 use proto::key::{Hash, MeshId, PublicKey};
 use proto::knowledge::Knowledge;
@@ -32,6 +33,8 @@ pub struct View {
     pub peers: BTreeMap<PublicKey, Arc<Peer>>,
     /// All of the ledger, with what this receiver makes of each.
     pub prefixes: Arc<Vec<SitePrefix>>,
+    /// What revoked sites had, and whose it was.
+    pub cut_off: Arc<BTreeSet<(IpNetwork, Name)>>,
     /// Whom this node may turn to: brokers of the token and of the ledger, with every address.
     pub contacts: Arc<Vec<TokenBroker>>,
     /// Of the ledger, in force.
@@ -148,6 +151,7 @@ impl View {
             standing: Standing::NoGrant,
             peers: BTreeMap::new(),
             prefixes: Arc::default(),
+            cut_off: Arc::default(),
             contacts: Arc::default(),
             brokers: Arc::default(),
             heads: Arc::default(),

@@ -37,6 +37,9 @@ pub struct Charter {
     /// counted.
     pub counted_by: BTreeSet<(PublicKey, StoreId)>,
     pub fork: Option<Fork>,
+    /// What sites had when they were revoked, and whose it was. Nobody else's by that: it is not to
+    /// be reached any more, and never to leave in clear where it went sealed before.
+    pub cut_off: BTreeSet<(IpNetwork, Name)>,
     /// Of grants that are not here too, which a fork may still bring.
     closings: BTreeMap<Hash, BTreeSet<PublicKey>>,
     /// Up to which entry what a site was given is void.
@@ -345,7 +348,12 @@ impl Charter {
                 standing.state = GrantState::SiteRevoked;
             }
         }
-        self.take_back(|held| held.site == *site && held.number < number);
+        let lost = |held: &SitePrefix| held.site == *site && held.number < number;
+        let cut_off = self.prefixes.iter().filter(|held| lost(held));
+        let cut_off = cut_off.filter(|held| !matches!(held.state, PrefixState::Refused(_)));
+        self.cut_off
+            .extend(cut_off.map(|held| (held.prefix, held.site.clone())));
+        self.take_back(lost);
     }
 
     fn is_site_revoked(&self, site: &Name, number: u64) -> bool {
@@ -364,6 +372,11 @@ impl Charter {
 
     fn give_all(&mut self, number: u64, site: &Name, prefixes: &[IpNetwork], service: bool) {
         if self.is_site_revoked(site, number) {
+            let cut_off = prefixes
+                .iter()
+                .filter(|prefix| prefix::check(**prefix).is_ok());
+            self.cut_off
+                .extend(cut_off.map(|prefix| (*prefix, site.clone())));
             return;
         }
         for prefix in prefixes {

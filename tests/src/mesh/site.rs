@@ -134,7 +134,9 @@ fn uplink(mesh: &Mesh, number: u8, nat: Nat) -> Result<Option<Namespace>> {
          nft add rule ip nat post oifname wan {translation} &&
          nft add table ip filter &&
          nft add chain ip filter pass '{{ type filter hook forward priority 0; }}' &&
-         nft add rule ip filter pass iifname wan ct state new drop"
+         nft add rule ip filter pass iifname wan ct state new drop &&
+         nft add chain ip filter own '{{ type filter hook input priority 0; }}' &&
+         nft add rule ip filter own iifname wan meta l4proto udp drop"
     ))?;
     if nat == Nat::TcpOnly {
         router.sh("nft add rule ip filter pass oifname wan meta l4proto udp drop")?;

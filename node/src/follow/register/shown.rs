@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use ip_network::IpNetwork;
 use proto::entry::Broker;
 use proto::key::{Hash, PublicKey};
 use proto::knowledge::Knowledge;
-use proto::ledger::SitePrefix;
+use proto::ledger::{PrefixState, SitePrefix};
 use proto::mesh::{Event, Problem};
+use proto::name::Name;
 
 use super::Register;
 use crate::cache::Line;
@@ -18,6 +20,7 @@ use crate::follow::Peer;
 pub(in crate::follow) struct Shown {
     pub(in crate::follow) peers: BTreeMap<PublicKey, Arc<Peer>>,
     pub(in crate::follow) prefixes: Arc<Vec<SitePrefix>>,
+    pub(in crate::follow) cut_off: Arc<BTreeSet<(IpNetwork, Name)>>,
     pub(in crate::follow) brokers: Arc<Vec<Broker>>,
     pub(in crate::follow) heads: Arc<Vec<Hash>>,
     pub(in crate::follow) problems: Arc<Vec<Problem>>,
@@ -94,10 +97,18 @@ impl Register {
             .map(|prefix| ((prefix.prefix, &prefix.site, prefix.service), prefix))
             .collect();
         let kept = Arc::make_mut(&mut self.shown.prefixes);
-        kept.retain(|prefix| {
+        kept.retain_mut(|prefix| {
             let owner = (prefix.prefix, &prefix.site, prefix.service);
-            by_owner.get(&owner) == Some(&prefix)
+            match by_owner.get(&owner) {
+                // It stays closed from here: nothing for it may leave in clear meanwhile.
+                Some(now) if now.state == PrefixState::Quarantined => {
+                    prefix.clone_from(now);
+                    true
+                }
+                now => now == Some(&&*prefix),
+            }
         });
+        self.shown.cut_off = Arc::new(self.mesh.charter().cut_off.clone());
         self.shown.stale.prefixes = true;
         // Which addresses of a node may be used depends on whose prefix they are in.
         let all = self.mesh.nodes().map(|node| node.identity);

@@ -205,3 +205,23 @@ fn a_quarantined_prefix_takes_nothing_from_the_line() {
         ]
     );
 }
+
+#[test]
+fn what_a_revoked_site_had_is_known_as_cut_off_whatever_became_of_it() {
+    let (ledger, _) = ledger_of_line([
+        grant("a", &["10.1.0.0/16"]),
+        added("a", &["10.2.0.0/16"]),
+        grant("b", &["10.3.0.0/16", "10.4.0.0/16"]),
+        removed("b", &["10.4.0.0/16"]),
+        revoke_site("b"),
+        revoke_site("a"),
+        grant("c", &["10.2.0.0/16"]),
+    ]);
+    assert_eq!(states(&ledger), [row("c", "10.2.0.0/16", "owned")]);
+    let cut_off = [
+        (net("10.1.0.0/16"), name("a")),
+        (net("10.2.0.0/16"), name("a")),
+        (net("10.3.0.0/16"), name("b")),
+    ];
+    assert_eq!(ledger.charter().cut_off, cut_off.into());
+}
