@@ -17,6 +17,7 @@ unshare       util-linux       demo
 ps            procps
 sysctl        procps
 nft           nftables
+conntrack     conntrack
 iptables      iptables
 ethtool       ethtool
 tcpdump       tcpdump

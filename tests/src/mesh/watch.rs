@@ -18,7 +18,7 @@ impl Watch {
             "nft add table inet watch &&
              nft add set inet watch who '{ typeof ip saddr . ip daddr . meta l4proto . th sport . th dport; size 64; flags dynamic; }' &&
              nft add chain inet watch seen '{ type filter hook prerouting priority -400; }' &&
-             nft add rule inet watch seen udp sport 51820 udp dport 51820 accept &&
+             nft add rule inet watch seen udp dport 51820 accept &&
              nft add rule inet watch seen ip saddr 10.0.0.0/8 counter add @who '{ ip saddr . ip daddr . meta l4proto . th sport . th dport }' &&
              nft add rule inet watch seen ip daddr 10.0.0.0/8 counter add @who '{ ip saddr . ip daddr . meta l4proto . th sport . th dport }' &&
              nft add rule inet watch seen ip6 saddr fd00::/16 counter &&
