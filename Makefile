@@ -20,6 +20,7 @@ test: setup build ## Run every test; needs root or sudo
 
 simulate: ## Simulate random lives of meshes for SECONDS=60, or repeat one by SEED=N
 	env SECONDS=$(or $(SECONDS),60) RANDOM_LIVES=1 cargo test --release -p tests --test simulation random -- --nocapture
+	env LINK_DAYS=$(or $(LINK_DAYS),5) cargo test --release -p gateway --lib -- --nocapture link_days
 
 demo: ## Join two private networks on this machine and measure; leaves nothing behind
 	@tests/setup.sh demo
