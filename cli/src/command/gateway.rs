@@ -20,7 +20,7 @@ pub(crate) enum Command {
 pub(crate) struct Run {
     #[command(flatten)]
     directories: Directories,
-    /// Where other gateways reach it, UDP; [::] is every address of this machine.
+    /// Where other gateways reach it, UDP; `[::]` is every address of this machine.
     #[arg(
         long,
         value_name = "ADDRESS:PORT",
