@@ -75,6 +75,13 @@ impl Rtt {
         }
     }
 
+    /// The same for who waits by it: a single sample does not count for more than twice what was to
+    /// be expected. An answer that waited while the other side was stopped says nothing of the path,
+    /// and would make us wait as long the next time that side is said to be dead.
+    pub(crate) fn with_at_most_twice(self, sample: Duration) -> Rtt {
+        self.with(sample.min(self.limit() * 2 + JUMP))
+    }
+
     /// The weights of RFC 6298.
     pub(crate) fn with(self, sample: Duration) -> Rtt {
         let off = self.smoothed.abs_diff(sample);
@@ -89,6 +96,9 @@ impl Rtt {
         self.smoothed + self.deviation * 4
     }
 }
+
+/// By so much a round trip may grow at once, however short it was.
+const JUMP: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub(crate) struct Paths {

@@ -91,7 +91,7 @@ impl Candidate {
     pub(super) fn handle_answered(&mut self, rtt: Duration, rest: Duration, now: Duration) {
         self.rtt = Some(
             self.rtt
-                .map_or_else(|| Rtt::first(rtt), |old| old.with(rtt)),
+                .map_or_else(|| Rtt::first(rtt), |old| old.with_at_most_twice(rtt)),
         );
         self.answered = Some(now);
         self.heard = Some(now);
