@@ -49,6 +49,18 @@ fn round(mesh: &mut Mesh, fault: impl FnOnce(&mut Mesh, usize)) -> (Report, usiz
     std::thread::sleep(Duration::from_millis(300));
     let victim = busiest(mesh);
     drop(probe);
+    for name in ["g21", "g22"] {
+        let link = mesh.sites[0].gateways[0].link(name).unwrap();
+        println!(
+            "{name} victim {} rtt {} jitter {} held {} failovers {} state {}",
+            victim + 1,
+            link["rtt_ms"],
+            link["jitter_ms"],
+            link["held_down"],
+            link["failovers"],
+            link["state"]
+        );
+    }
     mesh.leave_by(1, 1 - victim).unwrap();
     let meter = mesh.meter(0, 1).unwrap();
     let transfers = mesh.transfers(0, 1).unwrap();

@@ -128,6 +128,17 @@ struct Life {
     own_interval: Duration,
     own_interval_was: (Duration, Duration),
     search: Option<Search>,
+    /// The end of the last silence: what was asked before it says nothing of the path's length.
+    silent_until: Duration,
+}
+
+impl Life {
+    fn hear(&mut self, now: Duration) {
+        if now >= self.heard + silence(self.interval) {
+            self.silent_until = now;
+        }
+        self.heard = now;
+    }
 }
 
 /// The path in use may be dead: everything is probed.
@@ -183,6 +194,7 @@ impl Paths {
                 own_interval: Duration::from_secs(1),
                 own_interval_was: (Duration::ZERO, now),
                 search: None,
+                silent_until: Duration::ZERO,
             },
             relay: Relay {
                 is_wanted: false,
@@ -341,7 +353,7 @@ impl Paths {
 
     /// Something was opened under the session, wherever from.
     pub(crate) fn handle_heard(&mut self, now: Duration) {
-        self.life.heard = now;
+        self.life.hear(now);
         if self.cause() == Some(Cause::Silent) {
             self.end_search(now);
         }
@@ -393,12 +405,16 @@ impl Paths {
             return true;
         }
         self.seen_as = Some(plain(seen_as));
+        self.life.hear(now);
         let rest = self.rest_of(sent.to);
+        let is_telling = sent.at >= self.life.silent_until;
         let Some(candidate) = self.candidate(sent.to) else {
             return true;
         };
-        candidate.handle_answered(now.saturating_sub(sent.at), rest, now);
-        self.life.heard = now;
+        let trip = now.saturating_sub(sent.at);
+        let known = candidate.rtt.filter(|_| !is_telling);
+        let trip = known.unwrap_or_else(|| candidate.trip_with(trip));
+        candidate.handle_answered(trip, rest, now);
         self.handle_answer(sent, now);
         true
     }

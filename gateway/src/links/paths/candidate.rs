@@ -88,11 +88,16 @@ impl Candidate {
         self.tries += 1;
     }
 
-    pub(super) fn handle_answered(&mut self, rtt: Duration, rest: Duration, now: Duration) {
-        self.rtt = Some(
-            self.rtt
-                .map_or_else(|| Rtt::first(rtt), |old| old.with_at_most_twice(rtt)),
-        );
+    /// What its round trip comes to with one more sample.
+    pub(super) fn trip_with(&self, sample: Duration) -> Rtt {
+        self.rtt.map_or_else(
+            || Rtt::first(sample),
+            |known| known.with_at_most_twice(sample),
+        )
+    }
+
+    pub(super) fn handle_answered(&mut self, rtt: Rtt, rest: Duration, now: Duration) {
+        self.rtt = Some(rtt);
         self.answered = Some(now);
         self.heard = Some(now);
         self.unanswered = 0;

@@ -569,3 +569,21 @@ proptest! {
         prop_assert_eq!(world.in_use(), lan(), "the best in the end");
     }
 }
+
+#[test]
+fn answers_that_waited_while_the_other_side_was_stopped_do_not_lengthen_the_way() {
+    let mut world = World::connected(&[(at(1), 2)]);
+    world.run(Duration::from_secs(10));
+    let before = world.paths.rtt().unwrap().limit();
+    // It answers what it was asked in the meantime when it runs again, and speaks as before.
+    world.speaks_from = None;
+    for left in (1..=25).rev() {
+        world.trips.insert(at(1), ms(left * 100));
+        world.run(ms(100));
+    }
+    world.trips.insert(at(1), ms(2));
+    world.speaks_from = Some(at(1));
+    world.run(Duration::from_secs(1));
+    let after = world.paths.rtt().unwrap().limit();
+    assert!(after <= before * 2 + ms(5), "{before:?} became {after:?}");
+}
