@@ -98,7 +98,10 @@ impl Control {
             Command::Mtu { of, mtu } => {
                 self.tell(&of, |slot| mailbox::Command::LinkMtu { slot, mtu });
             }
-            Command::Ask { to, datagram } => self.screen.send(to, &datagram),
+            Command::Ask { to, datagram } => {
+                self.shared.control.handle_question(to);
+                self.screen.send(to, &datagram);
+            }
             Command::Stop => self.stopping = true,
         }
         false

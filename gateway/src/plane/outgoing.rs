@@ -6,8 +6,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use proto::key::PublicKey;
 use tokio::sync::Notify;
 
-/// Packets beyond this are lost, as on a network; news are few and always kept.
+/// Control packets beyond this are lost, as on a network; news are few and always kept.
 const MAX_PACKETS: usize = 8192;
+const MAX_PACKET_BYTES: usize = 4 << 20;
+/// Apart from control packets, which they must not crowd out.
+const MAX_REFLECTED: usize = 16;
 
 #[derive(Debug)]
 pub enum PlaneEvent {
@@ -32,15 +35,6 @@ pub enum PlaneEvent {
     Interface(Result<(), String>),
 }
 
-impl PlaneEvent {
-    fn is_packet(&self) -> bool {
-        matches!(
-            self,
-            PlaneEvent::Control { .. } | PlaneEvent::Reflected { .. }
-        )
-    }
-}
-
 #[derive(Default)]
 pub(super) struct Outgoing {
     list: Mutex<List>,
@@ -50,7 +44,41 @@ pub(super) struct Outgoing {
 #[derive(Default)]
 struct List {
     events: Vec<PlaneEvent>,
+    packets: usize,
+    packet_bytes: usize,
+    reflected: usize,
     is_closed: bool,
+}
+
+impl List {
+    /// Counts it in if there is room for it.
+    fn has_room(&mut self, event: &PlaneEvent) -> bool {
+        match event {
+            PlaneEvent::Control { packet, .. } => {
+                let bytes = self.packet_bytes + packet.len();
+                let room = self.packets < MAX_PACKETS && bytes <= MAX_PACKET_BYTES;
+                if room {
+                    self.packets += 1;
+                    self.packet_bytes = bytes;
+                }
+                room
+            }
+            PlaneEvent::Reflected { .. } => {
+                let room = self.reflected < MAX_REFLECTED;
+                self.reflected += usize::from(room);
+                room
+            }
+            PlaneEvent::Session { .. }
+            | PlaneEvent::Source { .. }
+            | PlaneEvent::Addresses
+            | PlaneEvent::Interface(_) => true,
+        }
+    }
+
+    fn take(&mut self) -> Vec<PlaneEvent> {
+        (self.packets, self.packet_bytes, self.reflected) = (0, 0, 0);
+        std::mem::take(&mut self.events)
+    }
 }
 
 impl Outgoing {
@@ -66,10 +94,10 @@ impl Outgoing {
         let mut lost = 0;
         let mut list = self.list();
         for event in events {
-            if list.events.len() >= MAX_PACKETS && event.is_packet() {
-                lost += 1;
-            } else {
+            if list.has_room(&event) {
                 list.events.push(event);
+            } else {
+                lost += 1;
             }
         }
         drop(list);
@@ -88,7 +116,7 @@ impl Outgoing {
             {
                 let mut list = self.list();
                 if !list.events.is_empty() {
-                    return std::mem::take(&mut list.events);
+                    return list.take();
                 }
                 if list.is_closed {
                     return Vec::new();
@@ -103,22 +131,54 @@ impl Outgoing {
 mod tests {
     use super::*;
 
-    fn packet() -> PlaneEvent {
+    fn reflected() -> PlaneEvent {
         PlaneEvent::Reflected {
             from: ([192, 0, 2, 1], 7800).into(),
             datagram: Box::default(),
         }
     }
 
+    fn packet(len: usize) -> impl Fn() -> PlaneEvent {
+        let from = proto::key::SigningKey::from_seed(&[7; 32]).public();
+        move || PlaneEvent::Control {
+            from,
+            source: ([192, 0, 2, 1], 7800).into(),
+            packet: vec![0; len].into(),
+        }
+    }
+
+    fn push(outgoing: &Outgoing, count: usize, event: impl Fn() -> PlaneEvent) -> u64 {
+        outgoing.push((0..count).map(|_| event()).collect())
+    }
+
     #[tokio::test]
     async fn packets_beyond_the_bound_are_counted_and_news_are_kept() {
         let outgoing = Outgoing::default();
-        let packets = (0..MAX_PACKETS + 3).map(|_| packet()).collect();
-        assert_eq!(outgoing.push(packets), 3);
+        assert_eq!(push(&outgoing, MAX_PACKETS + 3, packet(40)), 3);
         assert_eq!(outgoing.push(vec![PlaneEvent::Addresses]), 0);
         let taken = outgoing.take().await;
         assert_eq!(taken.len(), MAX_PACKETS + 1);
         assert!(matches!(taken.last(), Some(PlaneEvent::Addresses)));
+        assert_eq!(push(&outgoing, MAX_PACKETS, packet(40)), 0);
+    }
+
+    #[tokio::test]
+    async fn packets_are_bounded_in_bytes_and_room_comes_back() {
+        let outgoing = Outgoing::default();
+        let fit = MAX_PACKET_BYTES / 9216;
+        for _ in 0..2 {
+            assert_eq!(push(&outgoing, fit + 5, packet(9216)), 5);
+            assert_eq!(outgoing.take().await.len(), fit);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_reflected_datagrams_leaves_room_for_hellos() {
+        let outgoing = Outgoing::default();
+        let lost = push(&outgoing, 2 * MAX_PACKETS, reflected);
+        assert_eq!(lost as usize, 2 * MAX_PACKETS - MAX_REFLECTED);
+        assert_eq!(push(&outgoing, MAX_PACKETS, packet(40)), 0);
+        assert_eq!(outgoing.take().await.len(), MAX_REFLECTED + MAX_PACKETS);
     }
 
     #[tokio::test]

@@ -1,9 +1,12 @@
 //! What data threads leave for control: handshakes, and in a mesh control packets, news of links
 //! and what reflectors answered. Every queue is bounded; what finds no room is lost and counted.
 
-use std::net::SocketAddr;
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -11,6 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::RawHandshake;
 use crate::data::link::Endpoint;
 use crate::data::snapshot::LinkPlace;
+use crate::io::boottime;
 
 /// Handshakes that reached data threads and wait for control.
 const RAW_HANDSHAKES: usize = 256;
@@ -18,7 +22,11 @@ const CONTROL_PACKETS: usize = 4096;
 /// All waiting control packets together.
 const CONTROL_BYTES: usize = 4 << 20;
 const NEWS: usize = 4096;
-const REFLECTED: usize = 256;
+const REFLECTED: usize = 16;
+/// Taken of reflectors within a second; a question a second is much already.
+const REFLECTED_A_SECOND: u32 = 64;
+/// Reflectors that were asked last; one of each family is asked at a time.
+const ASKED: usize = 8;
 /// Reflectors answer with less.
 const REFLECTED_LEN: usize = 512;
 const _: () = assert!(
@@ -71,6 +79,48 @@ struct MeshQueues {
     packet_bytes: AtomicUsize,
     news: ArrayQueue<News>,
     reflected: ArrayQueue<Reflected>,
+    asked: Mutex<Asked>,
+}
+
+/// Whose answers may come: everybody can send what begins like one.
+#[derive(Default)]
+struct Asked {
+    reflectors: VecDeque<(IpAddr, u16)>,
+    /// Since when so many were taken.
+    since: Duration,
+    taken: u32,
+}
+
+impl Asked {
+    fn handle_question(&mut self, to: SocketAddr) {
+        let to = plain(to);
+        self.reflectors.retain(|reflector| *reflector != to);
+        self.reflectors.truncate(ASKED - 1);
+        self.reflectors.push_front(to);
+    }
+
+    fn admits(&mut self, from: SocketAddr, now: impl FnOnce() -> Duration) -> bool {
+        if !self.reflectors.contains(&plain(from)) {
+            return false;
+        }
+        let now = now();
+        if now.saturating_sub(self.since) >= Duration::from_secs(1) {
+            (self.since, self.taken) = (now, 0);
+        }
+        self.taken = self.taken.saturating_add(1);
+        self.taken <= REFLECTED_A_SECOND
+    }
+}
+
+/// A socket of both families shows an address otherwise than it was given.
+fn plain(address: SocketAddr) -> (IpAddr, u16) {
+    (address.ip().to_canonical(), address.port())
+}
+
+impl MeshQueues {
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ControlInbox {
@@ -91,6 +141,7 @@ impl ControlInbox {
             packet_bytes: AtomicUsize::new(0),
             news: ArrayQueue::new(NEWS),
             reflected: ArrayQueue::new(REFLECTED),
+            asked: Mutex::default(),
         };
         Ok(ControlInbox {
             mesh: Some(mesh),
@@ -152,10 +203,21 @@ impl ControlInbox {
         self.mesh.as_ref()?.news.pop()
     }
 
-    /// Takes a datagram if it is a reflector's; for whoever reads a socket, in a mesh.
+    /// A question goes there, so answers may come from there.
+    pub fn handle_question(&self, to: SocketAddr) {
+        if let Some(mesh) = &self.mesh {
+            mesh.asked().handle_question(to);
+        }
+    }
+
+    /// Takes a datagram if it is of a reflector that was asked; for whoever reads a socket, in a
+    /// mesh. What is not taken costs no allocation and wakes nobody.
     pub fn push_reflected(&self, from: SocketAddr, datagram: &[u8]) -> bool {
         let Some(mesh) = &self.mesh else { return false };
         if datagram.first() != Some(&REFLECTED_KIND) || datagram.len() > REFLECTED_LEN {
+            return false;
+        }
+        if !mesh.asked().admits(from, boottime) || mesh.reflected.is_full() {
             return false;
         }
         let datagram = datagram.into();

@@ -43,6 +43,7 @@ fn control_packets_are_bounded_in_bytes_and_room_comes_back() {
 #[test]
 fn only_what_a_reflector_may_say_is_taken_for_its_word() {
     let inbox = ControlInbox::for_mesh().unwrap();
+    inbox.handle_question(from().remote);
     for datagram in [&[][..], &[4, 0, 0, 0], &[REFLECTED_KIND; 513]] {
         assert!(!inbox.push_reflected(from().remote, datagram));
     }
@@ -50,6 +51,48 @@ fn only_what_a_reflector_may_say_is_taken_for_its_word() {
     let reflected = inbox.pop_reflected().unwrap();
     assert_eq!(*reflected.datagram, [REFLECTED_KIND, 1]);
     assert_eq!(reflected.from, from().remote);
+}
+
+#[test]
+fn who_was_not_asked_reflects_nothing_and_wakes_nobody() {
+    let inbox = ControlInbox::for_mesh().unwrap();
+    let answer = [REFLECTED_KIND, 1];
+    assert!(!inbox.push_reflected(from().remote, &answer));
+    inbox.handle_question(from().remote);
+    for stranger in ["192.0.2.1:8", "192.0.2.2:7"] {
+        assert!(!inbox.push_reflected(stranger.parse().unwrap(), &answer));
+    }
+    assert!(!is_awake(&inbox));
+    // As a socket of both families may show it.
+    let mapped = "[::ffff:192.0.2.1]:7".parse().unwrap();
+    assert!(inbox.push_reflected(mapped, &answer));
+    assert!(is_awake(&inbox));
+}
+
+#[test]
+fn of_reflectors_the_last_that_were_asked_are_known() {
+    let mut asked = Asked::default();
+    let reflector = |host: u8| SocketAddr::from(([192, 0, 2, host], 7800));
+    for host in 1..=ASKED as u8 + 1 {
+        asked.handle_question(reflector(host));
+        asked.handle_question(reflector(2));
+    }
+    assert_eq!(asked.reflectors.len(), ASKED);
+    assert!(!asked.admits(reflector(1), Duration::default));
+    assert!(asked.admits(reflector(2), Duration::default));
+    assert!(asked.admits(reflector(ASKED as u8 + 1), Duration::default));
+}
+
+#[test]
+fn of_one_that_was_asked_a_bounded_number_a_second_is_taken() {
+    let mut asked = Asked::default();
+    asked.handle_question(from().remote);
+    let mut flood = |second: u64| {
+        (0..1000)
+            .filter(|_| asked.admits(from().remote, || Duration::from_secs(second)))
+            .count()
+    };
+    assert_eq!([flood(5), flood(5), flood(6)], [64, 0, 64]);
 }
 
 #[test]

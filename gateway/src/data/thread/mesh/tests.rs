@@ -467,12 +467,15 @@ fn what_a_reflector_says_is_for_control() {
         segment: datagram.len(),
     };
     gateway.threads[0].open_run(&received, &datagram);
+    assert_eq!(gateway.drops.get(DropReason::Malformed), 1, "nobody asked");
+    gateway.shared.control.handle_question(received.from);
+    gateway.threads[0].open_run(&received, &datagram);
     let reflected = gateway.shared.control.pop_reflected().unwrap();
     assert_eq!(
         (&*reflected.datagram, reflected.from),
         (&datagram[..], received.from)
     );
-    assert_eq!(gateway.drops.get(DropReason::Malformed), 0);
+    assert_eq!(gateway.drops.get(DropReason::Malformed), 1);
 }
 
 // ---- to the sites ---------------------------------------------------------------------------------
