@@ -27,9 +27,9 @@ use crate::data::mailbox::{self, ControlInbox, Mailbox};
 use crate::data::snapshot::{Mesh, Snapshot};
 use crate::data::thread::{DataThread, Offloads, Shared};
 use crate::drops::{DropReason, Drops};
-use crate::io::Offload;
 use crate::io::tun::{Tun, TunError, TunLock};
 use crate::io::udp::{PathMtu, SocketError, SocketGroup};
+use crate::io::{Offload, boottime};
 use crate::screen::Screen;
 use crate::table::Table;
 pub use command::{Command, NewLink};
@@ -240,6 +240,9 @@ impl Control {
                 break;
             }
             self.obey();
+            if self.links.take_turns(&self.shared, boottime()) {
+                self.publish();
+            }
             self.look_after_kernel();
             let links = &self.links;
             self.screen
@@ -268,7 +271,9 @@ impl Control {
         let timeout = if self.screen.is_busy() {
             PollTimeout::ZERO
         } else {
-            match self.kernel.due() {
+            let turn = self.links.due();
+            let turn = turn.map(|at| at.saturating_sub(boottime()));
+            match self.kernel.due().into_iter().chain(turn).min() {
                 Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1))
                     .unwrap_or(PollTimeout::MAX),
                 None => PollTimeout::NONE,
@@ -291,7 +296,7 @@ impl Control {
     }
 
     /// What data threads and the screen left for the daemon.
-    fn pass_on(&self) {
+    fn pass_on(&mut self) {
         let inbox = &self.shared.control;
         let mut events = Vec::new();
         while let Some(packet) = inbox.pop_packet() {
@@ -304,7 +309,7 @@ impl Control {
             }
         }
         while let Some(news) = inbox.pop_news() {
-            events.extend(self.links.news(&news));
+            events.extend(self.links.handle_news(&news, boottime()));
         }
         while let Some(reflected) = inbox.pop_reflected() {
             events.push(PlaneEvent::Reflected {

@@ -7,8 +7,10 @@ use proto::key::{PublicKey, WireguardKey};
 use proto::name::Name;
 
 use super::Control;
+use super::links::OwnKey;
 use crate::data::link::LinkShared;
 use crate::data::mailbox;
+use crate::io::boottime;
 use crate::table::Table;
 
 pub enum Command {
@@ -68,17 +70,27 @@ impl Control {
             Command::AddLink(new) => {
                 let limiter = self.screen.open_limiter();
                 return limiter.is_some_and(|limiter| {
-                    let key = self.settings.wireguard.clone();
-                    self.links.add(new, key, limiter, &self.shared)
+                    let own = OwnKey {
+                        private: self.settings.wireguard.clone(),
+                        limiter,
+                    };
+                    self.links.add(new, own, &self.shared, boottime())
                 });
             }
-            Command::RemoveLink(identity) => return self.links.remove(&identity, &self.shared),
-            Command::Proven(identity) => return self.links.handle_proven(&identity),
+            Command::RemoveLink(identity) => {
+                return self.links.remove(&identity, &self.shared, boottime());
+            }
+            Command::Proven(identity) => {
+                return self
+                    .links
+                    .handle_proven(&identity, &self.shared, boottime());
+            }
             Command::Table(table) => {
                 self.table = table;
                 return true;
             }
             Command::Initiate { to, addresses } => {
+                self.links.initiate(&to, &addresses);
                 self.tell(&to, |slot| mailbox::Command::Initiate {
                     slot,
                     to: addresses,
@@ -91,11 +103,15 @@ impl Control {
                     to: path,
                 })
             }
-            Command::UsePath { of, address } => self.tell(&of, |slot| mailbox::Command::Endpoint {
-                slot,
-                remote: address,
-            }),
+            Command::UsePath { of, address } => {
+                self.links.use_path(&of, address);
+                self.tell(&of, |slot| mailbox::Command::Endpoint {
+                    slot,
+                    remote: address,
+                });
+            }
             Command::Mtu { of, mtu } => {
+                self.links.use_mtu(&of, mtu);
                 self.tell(&of, |slot| mailbox::Command::LinkMtu { slot, mtu });
             }
             Command::Ask { to, datagram } => {
