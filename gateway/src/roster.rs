@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ip_network::IpNetwork;
 use node::follow::{Peer, View};
 use proto::entry::Role;
 use proto::key::PublicKey;
@@ -79,7 +80,7 @@ pub fn facts(
 }
 
 /// What is quarantined, and what a revoked site had, nobody carries; it does not leave in clear
-/// for that. Where a site has it now, or a part of it, that counts.
+/// for that.
 fn close(view: &View, facts: &mut Facts) {
     let quarantined = view
         .prefixes
@@ -90,14 +91,25 @@ fn close(view: &View, facts: &mut Facts) {
     let closed: Vec<_> = quarantined
         .chain(cut_off)
         .filter(|(prefix, site)| {
-            let mut given = facts.prefixes.keys().chain(&facts.local);
-            **site != view.site && !given.any(|given| overlap(*given, **prefix))
+            let given = facts.prefixes.keys().copied();
+            **site != view.site && stays_closed(**prefix, given, &facts.local)
         })
         .map(|(prefix, site)| (*prefix, site.clone()))
         .collect();
     for (prefix, site) in closed {
         facts.prefixes.insert(prefix, Remote { site, mtu: None });
     }
+}
+
+/// Of a prefix that nobody has any more. Where another site has it all now, that counts; a part
+/// that another site has goes there by its longer route. Our own site is never cut off.
+fn stays_closed(
+    prefix: IpNetwork,
+    mut given: impl Iterator<Item = IpNetwork>,
+    local: &[IpNetwork],
+) -> bool {
+    let covers = |given: IpNetwork| given.netmask() <= prefix.netmask() && overlap(given, prefix);
+    !given.any(covers) && !local.iter().any(|local| overlap(*local, prefix))
 }
 
 /// What is fixed for the life of the process, save the addresses.
@@ -128,6 +140,25 @@ mod tests {
 
     fn identity(number: u8) -> PublicKey {
         SigningKey::from_seed(&[number; 32]).public()
+    }
+
+    #[test]
+    fn the_rest_of_a_closed_prefix_stays_closed_when_a_part_is_given() {
+        let net = |text: &str| -> IpNetwork { text.parse().unwrap() };
+        let closed = net("10.2.0.0/16");
+        let stays = |given: &str, local: &str| {
+            stays_closed(closed, [net(given)].into_iter(), &[net(local)])
+        };
+        let far = "192.168.0.0/24";
+        for given in [far, "10.2.5.0/24", "10.3.0.0/16", "fd00::/8"] {
+            assert!(stays(given, far), "{given}");
+        }
+        for given in ["10.2.0.0/16", "10.0.0.0/8"] {
+            assert!(!stays(given, far), "{given}");
+        }
+        for local in ["10.2.5.0/24", "10.2.0.0/16", "10.0.0.0/8"] {
+            assert!(!stays(far, local), "{local}");
+        }
     }
 
     #[test]
