@@ -21,6 +21,7 @@ mod lost;
 mod mtu;
 mod paths;
 mod pings;
+mod prefixes;
 mod proof;
 mod shapes;
 #[cfg(test)]
@@ -48,6 +49,7 @@ use goodbye::Goodbye;
 use gossip::{Gossip, GossipMessage, GossipOutput};
 use link::{Link, Settled};
 use lost::Told;
+use prefixes::Prefixes;
 use timers::Timers;
 use witness::Accusation;
 
@@ -81,6 +83,8 @@ pub struct Refused {
     pub unproven: u64,
     /// Words of those that may not accuse, or about a boot that is gone.
     pub words: u64,
+    /// Addresses of gateways that lie in a prefix of another site.
+    pub addresses: u64,
 }
 
 pub struct Links {
@@ -146,6 +150,7 @@ impl Links {
             .map(|(of, _)| *of)
             .collect();
         gone.iter().for_each(|of| self.remove(of));
+        self.handle_prefixes(roster);
         for (of, gateway) in &roster.gateways {
             if *of == self.desk.own {
                 continue;
@@ -155,6 +160,16 @@ impl Links {
                 None => self.add(of, gateway, now),
             }
             self.settle(of, now);
+        }
+    }
+
+    fn handle_prefixes(&mut self, roster: &Roster) {
+        let prefixes = Prefixes::new(self.desk.local.site.clone(), roster.prefixes.clone());
+        if *self.desk.prefixes != prefixes {
+            self.desk.prefixes = Arc::new(prefixes);
+            for link in self.links.values_mut() {
+                link.handle_prefixes(&self.desk.prefixes);
+            }
         }
     }
 
@@ -290,7 +305,10 @@ impl Links {
     }
 
     pub const fn refused(&self) -> Refused {
-        self.refused
+        Refused {
+            addresses: self.desk.refused_addresses,
+            ..self.refused
+        }
     }
 
     /// Whether what comes through this link may be taken: its tunnel is its own.

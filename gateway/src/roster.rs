@@ -25,8 +25,13 @@ pub fn roster(view: &View) -> Roster {
         .iter()
         .filter(|(identity, _)| **identity != view.identity)
         .filter_map(|(identity, peer)| Some((*identity, gateway(peer)?)));
+    let owned = view
+        .prefixes
+        .iter()
+        .filter(|held| held.state == PrefixState::Owned);
     Roster {
         gateways: gateways.collect(),
+        prefixes: owned.map(|held| (held.prefix, held.site.clone())).collect(),
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use proto::control::{self, Control};
 use proto::key::PublicKey;
 
 use super::dice::Dice;
+use super::prefixes::Prefixes;
 use super::{Change, Event, Local, Transmit};
 
 pub(super) struct Desk {
@@ -15,6 +17,8 @@ pub(super) struct Desk {
     pub(super) dice: Dice,
     /// Where we can be found, as told to others.
     pub(super) own_addresses: Vec<SocketAddr>,
+    pub(super) prefixes: Arc<Prefixes>,
+    pub(super) refused_addresses: u64,
     pub(super) transmits: VecDeque<Transmit>,
     pub(super) events: VecDeque<Event>,
 }
@@ -23,6 +27,8 @@ impl Desk {
     pub(super) fn new(local: Local, seed: u64) -> Desk {
         Desk {
             own: local.identity.public(),
+            prefixes: Arc::new(Prefixes::new(local.site.clone(), Vec::new())),
+            refused_addresses: 0,
             local,
             dice: Dice::new(seed),
             own_addresses: Vec::new(),

@@ -1,6 +1,7 @@
 //! One link: the machines of one remote gateway or sibling, and what their states make of it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::control::{Control, Echo, Hello, Probe};
@@ -17,6 +18,7 @@ use super::lost::Hears;
 use super::mtu::{MtuOutput, MtuSearch};
 use super::paths::{PathOutput, Paths, Rtt};
 use super::pings::Pings;
+use super::prefixes::Prefixes;
 use super::proof::{Checked, Proof};
 use super::witness::{Inquiry, Watch};
 use super::{Change, Counters, Event, Gateway, LinkStatus, Why};
@@ -98,8 +100,13 @@ impl Link {
             is_other_boot: false,
             gateway,
         };
+        link.handle_prefixes(&desk.prefixes);
         link.handle_record(now);
         link
+    }
+
+    pub(super) fn handle_prefixes(&mut self, prefixes: &Arc<Prefixes>) {
+        self.paths.handle_prefixes(prefixes, &self.gateway.site);
     }
 
     /// What may change without making the link anew.
@@ -395,6 +402,7 @@ impl Link {
 
     fn settle_paths(&mut self, desk: &mut Desk, now: Duration) {
         self.paths.handle_timeout(now);
+        desk.refused_addresses += self.paths.take_refused();
         while let Some(output) = self.paths.poll_output() {
             match output {
                 PathOutput::Probe { to, nonce } => self.probe(to, nonce, SMALL_PROBE, desk),

@@ -6,6 +6,7 @@
 
 mod candidate;
 mod choice;
+mod newcomer;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 use super::dice::Dice;
 use super::{CandidateState, PathKind};
 use candidate::{Candidate, is_usable, plain};
+use newcomer::Newcomers;
 
 const MAX_CANDIDATES: usize = 16;
 /// Of these at most so many are observed or told, so that a record's always find room.
@@ -115,6 +117,7 @@ pub(crate) struct Paths {
     /// When the other side's addresses were tried because it asked.
     asked: Option<Duration>,
     seen_as: Option<SocketAddr>,
+    newcomers: Newcomers,
     outputs: VecDeque<PathOutput>,
 }
 
@@ -206,6 +209,7 @@ impl Paths {
             told: None,
             asked: None,
             seen_as: None,
+            newcomers: Newcomers::default(),
             outputs: VecDeque::new(),
         }
     }
@@ -273,25 +277,6 @@ impl Paths {
         }
     }
 
-    /// The other side tells where it may be found, and probes us at this moment.
-    pub(crate) fn handle_candidates(&mut self, told: &[SocketAddr], now: Duration) {
-        let is_early = self.asked.is_some_and(|at| now < at + TELL_APART);
-        for address in told.iter().take(MAX_OBSERVED) {
-            let address = plain(*address);
-            if is_usable(address) && self.candidate(address).is_none() {
-                self.observe(address, now);
-            }
-        }
-        if is_early {
-            return;
-        }
-        self.asked = Some(now);
-        self.probe_all(now);
-        if self.told.is_none_or(|at| now >= at + TELL_APART) {
-            self.tell(now);
-        }
-    }
-
     /// Our own addresses have changed.
     pub(crate) fn handle_own_addresses(&mut self, now: Duration) {
         if self.has_session {
@@ -304,9 +289,7 @@ impl Paths {
         let source = plain(source);
         let is_first = !self.has_session || self.is_silent();
         self.has_session = true;
-        if self.candidate(source).is_none() && is_usable(source) {
-            self.observe(source, now);
-        }
+        self.see(source, now);
         if let Some(candidate) = self.candidate(source) {
             candidate.heard = Some(now);
             candidate.try_at_once(now);
@@ -325,8 +308,7 @@ impl Paths {
         let source = plain(source);
         let in_use = self.in_use;
         let is_known = self.candidate(source).is_some();
-        if !is_known && is_usable(source) {
-            self.observe(source, now);
+        if self.see(source, now) {
             if let Some(candidate) = self.candidate(source) {
                 candidate.is_new_source = true;
             }
@@ -487,24 +469,6 @@ impl Paths {
         self.candidates.iter_mut().find(|c| c.address == address)
     }
 
-    /// Takes an address that was seen or told; the least worth of its like makes room.
-    fn observe(&mut self, address: SocketAddr, now: Duration) {
-        let in_use = self.in_use;
-        let observed = |c: &&Candidate| c.kind == PathKind::Observed;
-        if self.candidates.iter().filter(observed).count() >= MAX_OBSERVED {
-            let others = self.candidates.iter().filter(observed);
-            let least = others
-                .filter(|c| Some(c.address) != in_use)
-                .min_by_key(|c| c.worth());
-            let Some(least) = least.map(|c| c.address) else {
-                return;
-            };
-            self.candidates.retain(|c| c.address != least);
-        }
-        self.candidates
-            .push(Candidate::new(address, PathKind::Observed, now));
-    }
-
     fn tell(&mut self, now: Duration) {
         self.told = Some(now);
         self.outputs.push_back(PathOutput::TellCandidates);
@@ -527,6 +491,12 @@ impl Paths {
             let to = self.candidates[at].address;
             if in_use == Some(to) && self.candidates[at].is_unanswering() && !self.is_silent() {
                 self.search(Cause::Unanswered, now);
+            }
+            if self.candidates[at].is_newcomer()
+                && let Err(next) = self.newcomers.take_probe(now)
+            {
+                self.candidates[at].due = next;
+                continue;
             }
             let rest = self.rest_of(to);
             let rest = self.dice.jitter(rest, 87);

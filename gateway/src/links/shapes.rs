@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ip_network::IpNetwork;
 use proto::control;
 use proto::key::{PublicKey, WireguardKey};
 use proto::name::Name;
@@ -12,6 +13,8 @@ use proto::name::Name;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Roster {
     pub gateways: BTreeMap<PublicKey, Gateway>,
+    /// What sites own now. No gateway of another site may be reached in there.
+    pub prefixes: Vec<(IpNetwork, Name)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

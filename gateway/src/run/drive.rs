@@ -279,6 +279,7 @@ impl Daemon {
         let refused = self.links.refused();
         let of_links = [
             ("control_unreadable", refused.unreadable),
+            ("control_addresses", refused.addresses),
             ("control_unproven", refused.unproven),
             ("control_word", refused.words),
         ];

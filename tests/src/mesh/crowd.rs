@@ -168,7 +168,10 @@ fn roster(node: &GatewayNode) -> Result<Roster> {
         lan: None,
     };
     let gateways = [(local.identity_key(), gateway)].into();
-    Ok(Roster { gateways })
+    Ok(Roster {
+        gateways,
+        prefixes: Vec::new(),
+    })
 }
 
 async fn prepare(

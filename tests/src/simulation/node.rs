@@ -7,6 +7,7 @@ use std::time::Duration;
 use gateway::links::{Carriers, Counters, Gateway, Links, Roster};
 use proto::entry::Role;
 use proto::key::{PublicKey, WireguardKey};
+use proto::ledger::PrefixState;
 use proto::mesh::Mesh;
 use proto::name::Name;
 use proto::record::Member;
@@ -135,7 +136,12 @@ impl Node {
             };
             gateways.insert(node.identity, gateway);
         }
-        Roster { gateways }
+        let held = self.mesh.charter().prefixes.iter();
+        let owned = held.filter(|held| held.state == PrefixState::Owned);
+        Roster {
+            gateways,
+            prefixes: owned.map(|held| (held.prefix, held.site.clone())).collect(),
+        }
     }
 }
 

@@ -58,6 +58,11 @@ impl Candidate {
         self.kind != PathKind::Relay
     }
 
+    /// Nothing signed names it, and nothing that went there was echoed yet.
+    pub(super) fn is_newcomer(&self) -> bool {
+        self.kind == PathKind::Observed && self.answered.is_none()
+    }
+
     /// What went there last was echoed, except for what may be under way.
     pub(super) fn is_answering(&self) -> bool {
         self.answered.is_some() && self.unanswered <= 1
@@ -135,8 +140,7 @@ impl Candidate {
     }
 }
 
-/// Whether datagrams may be sent there at all. What lies in a foreign site's prefixes was sorted
-/// out before.
+/// Whether datagrams may be sent there at all, whoever owns it.
 pub(super) fn is_usable(address: SocketAddr) -> bool {
     let is_special = match address.ip() {
         IpAddr::V4(ip) => {

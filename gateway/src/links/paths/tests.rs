@@ -1,5 +1,6 @@
 //! The paths to a gateway that echoes whatever reaches it.
 
+mod newcomer;
 mod relay;
 
 use std::collections::BTreeMap;

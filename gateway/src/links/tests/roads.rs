@@ -122,10 +122,12 @@ impl Roads {
                 lan: told.first().map(|text| address(text).ip()),
             };
             let gateways = BTreeMap::from([(identity(1 - at).public(), gateway)]);
+            let roster = Roster {
+                gateways,
+                prefixes: Vec::new(),
+            };
             let now = self.now;
-            self.sides[at]
-                .links
-                .handle_roster(&Roster { gateways }, now);
+            self.sides[at].links.handle_roster(&roster, now);
             self.drain(at);
         }
     }
