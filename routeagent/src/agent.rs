@@ -307,7 +307,8 @@ impl Agent {
         problems: &mut Vec<Problem>,
     ) -> Duration {
         let usable = checks::usable(facts, &seen, problems);
-        let wanted = plan(&usable, &self.settings);
+        let inner = checks::inner(facts, &seen);
+        let wanted = plan(&usable, &inner, &self.settings);
         self.mark_tun(facts, &seen).await;
         let changes = self.changes(&wanted, &seen);
         let mut wait = ROUND;

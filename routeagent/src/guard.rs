@@ -98,7 +98,7 @@ const MANGLE: i32 = -150;
 /// One before source translation.
 const BEFORE_SRCNAT: i32 = 99;
 
-pub fn table(facts: &Facts, settings: &Settings) -> Table {
+pub fn table(facts: &Facts, inner: &BTreeSet<String>, settings: &Settings) -> Table {
     let mesh = facts
         .prefixes
         .keys()
@@ -112,6 +112,7 @@ pub fn table(facts: &Facts, settings: &Settings) -> Table {
     let chains = vec![
         untracked(&facts.tun),
         arriving(facts, settings),
+        entering(&facts.tun, inner),
         sources(&facts.tun),
         leaving(&facts.tun, settings),
     ];
@@ -162,6 +163,32 @@ fn arriving(facts: &Facts, settings: &Settings) -> Chain {
             Term::DestinationIsOwn(true),
             Term::Mark(value, mask),
         ])],
+    }
+}
+
+/// Sources of other sites come by the tunnel, or by the site's own network from a sibling; from
+/// elsewhere they are forged, and are not passed on.
+fn entering(tun: &str, inner: &BTreeSet<String>) -> Chain {
+    let from = |device: &str| {
+        let device = device.to_owned();
+        Rule(vec![Term::Input { is: true, device }, Term::Accept])
+    };
+    let mut rules = vec![from(tun)];
+    rules.extend(inner.iter().map(|device| from(device)));
+    for family in Family::BOTH {
+        let mesh = Term::Source(SetName::Mesh(family));
+        rules.push(Rule(vec![mesh, Term::Count, Term::Drop]));
+    }
+    // Where the site's network is not known, nothing can be told apart.
+    if inner.is_empty() {
+        rules.clear();
+    }
+    Chain {
+        name: "entering",
+        kind: "filter",
+        hook: Hook::Forward,
+        priority: MANGLE,
+        rules,
     }
 }
 

@@ -15,11 +15,12 @@ const START_MTU: u16 = 1280;
 /// The kernel turns 0 into this for IPv6.
 const V6_METRIC: u32 = 1024;
 
-pub fn plan(facts: &Facts, settings: &Settings) -> Wanted {
+/// `inner` are the interfaces of the site's own network.
+pub fn plan(facts: &Facts, inner: &BTreeSet<String>, settings: &Settings) -> Wanted {
     let mut wanted = Wanted {
         rules: rules(settings),
-        guard: guard::table(facts, settings),
-        sysctls: sysctls(facts),
+        guard: guard::table(facts, inner, settings),
+        sysctls: sysctls(facts, inner),
         ..Wanted::default()
     };
     for (prefix, remote) in &facts.prefixes {
@@ -106,22 +107,19 @@ fn rules(settings: &Settings) -> BTreeSet<Rule> {
     rules.into_iter().flatten().collect()
 }
 
-fn sysctls(facts: &Facts) -> BTreeSet<Sysctl> {
+fn sysctls(facts: &Facts, inner: &BTreeSet<String>) -> BTreeSet<Sysctl> {
     let sysctl = |key: &str, fine: &[&'static str], set| Sysctl {
         key: key.to_owned(),
         fine: fine.to_vec(),
         set,
     };
-    let mut all = BTreeSet::from([
-        // Strict filtering drops what a sibling delivers to this node over the LAN.
-        sysctl("net/ipv4/conf/all/rp_filter", &["0", "2"], "2"),
-        sysctl("net/ipv4/conf/all/src_valid_mark", &["1"], "1"),
-        sysctl(
-            &format!("net/ipv4/conf/{}/rp_filter", facts.tun),
-            &["0", "2"],
-            "2",
-        ),
-    ]);
+    let mut all = BTreeSet::from([sysctl("net/ipv4/conf/all/src_valid_mark", &["1"], "1")]);
+    // Strict filtering drops what a sibling delivers to this node over the LAN. That of all
+    // interfaces stays as it is: it would let sources of the mesh in from outside.
+    for device in inner.iter().chain([&facts.tun]) {
+        let key = format!("net/ipv4/conf/{device}/rp_filter");
+        all.insert(sysctl(&key, &["0", "2"], "2"));
+    }
     // Nothing is forwarded before there is a guard that keeps what is the mesh's on our links:
     // sysctls are set last, and a node that knows no prefix yet has nothing to forward.
     if !facts.prefixes.is_empty() {

@@ -112,7 +112,7 @@ pub(crate) fn check(
         let Ok(now) = read(&sysctl.key) else {
             continue;
         };
-        if sysctl.fine.contains(&now.as_str()) {
+        if sysctl.fine.contains(&in_force(&sysctl.key, &now).as_str()) {
             continue;
         }
         let done = if may_set {
@@ -134,6 +134,15 @@ pub(crate) fn check(
         }
     }
     problems
+}
+
+/// Of `rp_filter` the kernel takes the larger, of all interfaces or of the one.
+fn in_force(key: &str, now: &str) -> String {
+    let all = match key.strip_suffix("/rp_filter") {
+        Some(_) => read("net/ipv4/conf/all/rp_filter").unwrap_or_default(),
+        None => String::new(),
+    };
+    all.max(now.to_owned())
 }
 
 fn set(sysctl: &Sysctl, now: &str, memory: &mut Memory, ours: &str) -> io::Result<()> {

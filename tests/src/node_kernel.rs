@@ -106,7 +106,7 @@ impl NodeKernel {
     /// Everything of this node's kernel that the agent might touch, as programs print it.
     pub fn snapshot(&self) -> Result<String> {
         let sysctls = "for key in net.ipv4.ip_forward net.ipv4.conf.all.accept_redirects \
-             net.ipv4.conf.all.rp_filter net.ipv4.conf.all.src_valid_mark \
+             net.ipv4.conf.all.rp_filter net.ipv4.conf.lan.rp_filter net.ipv4.conf.all.src_valid_mark \
              net.ipv4.conf.default.forwarding net.ipv4.conf.lan.forwarding \
              net.ipv6.conf.all.forwarding net.ipv6.conf.default.forwarding \
              net.ipv6.conf.lan.forwarding net.ipv6.conf.lan.accept_ra; \

@@ -10,7 +10,7 @@ use std::time::Duration;
 use routeagent::{CleanupError, Settings, StartError};
 use tests::broker::command::causeway;
 use tests::lab::{Namespace, skip};
-use tests::node_kernel::{NodeKernel, facts, prefix, told};
+use tests::node_kernel::{LAN, NodeKernel, facts, prefix, told};
 
 /// What `causeway` with `words` prints in a namespace, and whether it was content.
 fn say(namespace: &Namespace, program: &[&str], words: &[&str]) -> (String, bool) {
@@ -42,7 +42,7 @@ fn cleanup_leaves_everything_as_it_was_before_the_first_start() {
     let kernel = NodeKernel::new("cleanup").unwrap();
     let mine = "ip link del cwtun; nft add table inet mine; nft add chain inet mine c; \
         ip rule add priority 200 fwmark 5 lookup 77; ip route add 10.77.0.0/16 dev lan table 77; \
-        sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.all.accept_redirects=0 \
+        sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.lan.rp_filter=1 net.ipv4.conf.all.accept_redirects=0 \
         net.ipv6.conf.lan.accept_ra=1 net.ipv4.conf.lan.forwarding=1";
     kernel.node.sh(mine).unwrap();
     let before = kernel.snapshot().unwrap();
@@ -110,18 +110,21 @@ fn what_a_person_set_meanwhile_stays() {
         .unwrap();
     let handle = kernel.start(Settings::default()).unwrap();
     kernel.until_whole().unwrap();
-    assert_eq!(sysctl("net.ipv4.conf.all.rp_filter").trim(), "2");
+    assert_eq!(sysctl("net.ipv4.conf.lan.rp_filter").trim(), "2");
+    // Sources of the mesh are as strictly kept out elsewhere as before.
+    assert_eq!(sysctl("net.ipv4.conf.all.rp_filter").trim(), "1");
+    assert_ne!(sysctl("net.ipv4.conf.outside.rp_filter").trim(), "2");
     handle.stop();
     kernel
         .node
-        .sysctl("net.ipv4.conf.all.rp_filter", "0")
+        .sysctl("net.ipv4.conf.lan.rp_filter", "0")
         .unwrap();
     kernel
         .node
         .within(|| routeagent::cleanup(false))
         .unwrap()
         .unwrap();
-    assert_eq!(sysctl("net.ipv4.conf.all.rp_filter").trim(), "0");
+    assert_eq!(sysctl("net.ipv4.conf.lan.rp_filter").trim(), "0");
     assert_eq!(sysctl("net.ipv4.ip_forward").trim(), "0");
 }
 
@@ -186,7 +189,7 @@ fn the_kernel_shows_what_is_planned() {
         many.prefixes.insert(prefix(&text), remote.clone());
     }
     let settings = Settings::default();
-    let wanted = routeagent::plan::plan(&many, &settings).to_string();
+    let wanted = routeagent::plan::plan(&many, &[LAN.to_owned()].into(), &settings).to_string();
     kernel.set_facts(many);
     let _handle = kernel.start(settings).unwrap();
     kernel.until_whole().unwrap();

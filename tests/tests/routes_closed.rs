@@ -77,6 +77,59 @@ fn nothing_leaves_in_clear_with_any_two_layers_gone() {
 }
 
 #[test]
+fn forged_sources_of_the_mesh_are_not_passed_on() {
+    if skip("forged", &["nft"]) {
+        return;
+    }
+    let kernel = NodeKernel::new("forged").unwrap();
+    // The world says that it is the other site.
+    for (address, via) in [(FAR_V4, "192.0.2.1"), (FAR_V6, "2001:db8::1")] {
+        let line = format!(
+            "ip address add {address} dev lo; ip route add {} via {via} src {address}",
+            if via.contains(':') {
+                "fd00:1::/32"
+            } else {
+                "10.1.0.0/16"
+            },
+        );
+        kernel.world.sh(&line).unwrap();
+    }
+    kernel.node.sysctl("net.ipv4.ip_forward", "1").unwrap();
+    kernel
+        .node
+        .sysctl("net.ipv6.conf.all.forwarding", "1")
+        .unwrap();
+    let arrived = Capture::start(&kernel.host, "eth0", is_to(PORT)).unwrap();
+    let send_both = || {
+        for to in ["10.1.0.2", "fd00:1::2"] {
+            send(&kernel.world, to, PORT);
+        }
+    };
+    wait_for("them without us", LIMIT, || {
+        send_both();
+        arrived.count() >= 4
+    })
+    .unwrap();
+    let handle = kernel.start(Settings::default()).unwrap();
+    kernel.until_whole().unwrap();
+    assert_eq!(told(&handle.problems()), "");
+    let before = arrived.count();
+    for _ in 0..3 {
+        send_both();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(arrived.count(), before);
+    // By the tunnel they come.
+    for to in ["10.1.0.2", "fd00:1::2"] {
+        send(&kernel.far, to, PORT);
+    }
+    wait_for("both by the tunnel", LIMIT, || {
+        arrived.count() >= before + 2
+    })
+    .unwrap();
+}
+
+#[test]
 fn the_tunnels_own_datagrams_are_never_led_into_it() {
     if skip("own_datagrams", &["nft"]) {
         return;

@@ -38,6 +38,26 @@ pub(super) fn usable(facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) ->
     usable
 }
 
+/// Interfaces of the site's own network.
+pub(super) fn inner(facts: &Facts, seen: &Seen) -> BTreeSet<String> {
+    let is_inner = |address| {
+        facts.lan.contains(&address) || facts.local.iter().any(|prefix| prefix.contains(address))
+    };
+    let indexes: BTreeSet<u32> = seen
+        .addresses
+        .iter()
+        .filter(|own| is_inner(own.address))
+        .map(|own| own.index)
+        .collect();
+    seen.links
+        .iter()
+        .filter(|(name, link)| {
+            **name != facts.tun && *name != "lo" && indexes.contains(&link.index)
+        })
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
 pub(super) fn refusal(refused: &Refused) -> Problem {
     let next = match refused.error.raw_os_error() {
         Some(libc::EEXIST) => "another program has the same; remove it, ours follows",

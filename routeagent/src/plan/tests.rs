@@ -37,9 +37,9 @@ fd00:2::/32 dev cw0 table 7101 proto 199 src fd00:1::1 metric 1024 mtu 1380
 100: not from all fwmark 0x1000/0x1000 lookup 7100 proto 199
 -6 99: from all fwmark 0/0x1000 iif lo lookup 7101 proto 199
 -6 100: not from all fwmark 0x1000/0x1000 lookup 7100 proto 199
-net.ipv4.conf.all.rp_filter = 0 or 2
 net.ipv4.conf.all.src_valid_mark = 1
 net.ipv4.conf.cw0.rp_filter = 0 or 2
+net.ipv4.conf.lan.rp_filter = 0 or 2
 net.ipv4.ip_forward = 1
 net.ipv6.conf.all.forwarding = 1 or 2
 table inet causeway {
@@ -73,6 +73,13 @@ table inet causeway {
 \t\ttype filter hook prerouting priority -150; policy accept;
 \t\tiifname != \"cw0\" udp dport 7800 fib daddr type local meta mark set meta mark | 0x00001000
 \t}
+\tchain entering {
+\t\ttype filter hook forward priority -150; policy accept;
+\t\tiifname \"cw0\" accept
+\t\tiifname \"lan\" accept
+\t\tip saddr @mesh4 counter drop
+\t\tip6 saddr @mesh6 counter drop
+\t}
 \tchain sources {
 \t\ttype nat hook postrouting priority 99; policy accept;
 \t\toifname \"cw0\" fib saddr type local snat ip to ip saddr
@@ -89,6 +96,10 @@ table inet causeway {
 }
 ";
 
+fn plan(facts: &Facts, settings: &Settings) -> Wanted {
+    super::plan(facts, &["lan".to_owned()].into(), settings)
+}
+
 #[test]
 fn a_gateway_wants_this() {
     let wanted = plan(
@@ -96,6 +107,14 @@ fn a_gateway_wants_this() {
         &Settings::default(),
     );
     assert_eq!(wanted.to_string(), PRINTED);
+}
+
+#[test]
+fn where_the_sites_network_is_not_known_sources_are_not_judged() {
+    let facts = facts(&["10.2.0.0/16"]);
+    let text = super::plan(&facts, &BTreeSet::new(), &Settings::default()).to_string();
+    assert!(!text.contains("saddr @mesh4 counter drop"), "{text}");
+    assert!(!text.contains("conf.all.rp_filter"), "{text}");
 }
 
 #[test]
