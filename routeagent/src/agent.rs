@@ -30,7 +30,7 @@ mod checks;
 const SETTLE: Duration = Duration::from_millis(10);
 /// Between two looks, however much the kernel tells.
 const APART: Duration = Duration::from_millis(50);
-/// What nothing tells of, like a sysctl, is found after this.
+/// What nothing tells of, like some sysctls, is found after this.
 const ROUND: Duration = Duration::from_secs(10);
 /// Other programs' changes, seldom about us.
 const FOREIGN: Duration = Duration::from_secs(1);
@@ -207,6 +207,7 @@ impl Agent {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         let mut due = Instant::now();
         let mut last = None;
+        let mut set = None;
         let mut ended = false;
         loop {
             tokio::select! {
@@ -220,7 +221,12 @@ impl Agent {
                     let now = Instant::now();
                     match event {
                         Ok(Event::Look) => due = due.min(now + SETTLE),
-                        Ok(Event::Foreign) => due = due.min(now + FOREIGN),
+                        // Our own settings are told, too, and somebody may set them all the time.
+                        Ok(Event::Setting) if set.is_none_or(|set| now - set >= FOREIGN) => {
+                            set = Some(now);
+                            due = due.min(now + SETTLE);
+                        }
+                        Ok(Event::Setting | Event::Foreign) => due = due.min(now + FOREIGN),
                         Err(error) => {
                             tracing::warn!(%error, "netlink events are asked for again");
                             tokio::time::sleep(FOREIGN).await;

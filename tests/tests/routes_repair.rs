@@ -21,11 +21,13 @@ const LAST: &str = "ip route show table main | grep -q unreachable";
 const RULES: &str = "ip rule | grep -q ^99: && ip rule | grep -q ^100:";
 const RULE_V6: &str = "ip -6 rule | grep -q ^100:";
 const GUARD: &str = "nft list chain inet causeway leaving | grep -q mesh6";
+const FORWARD_V4: &str = "test $(sysctl -n net.ipv4.ip_forward) = 1";
+const FORWARD_V6: &str = "test $(sysctl -n net.ipv6.conf.all.forwarding) = 1";
 const SET: &str = "nft list set inet causeway mesh4 | grep -q 10.2.0.0/16";
 
 /// What is taken away, singly and two at once, and what tells that it is back. The whole of it is
 /// looked at after each; that takes longer than a repair.
-const DAMAGE: [(&str, &[&str]); 12] = [
+const DAMAGE: [(&str, &[&str]); 14] = [
     ("ip route flush table 7100", &[V4]),
     (
         "ip -6 route flush table 7100; ip -6 route flush table 7101",
@@ -59,6 +61,8 @@ const DAMAGE: [(&str, &[&str]); 12] = [
         "nft flush ruleset & ip -6 rule del priority 100; wait",
         &[GUARD, RULE_V6],
     ),
+    ("sysctl -qw net.ipv4.ip_forward=0", &[FORWARD_V4]),
+    ("sysctl -qw net.ipv6.conf.all.forwarding=0", &[FORWARD_V6]),
 ];
 
 #[test]

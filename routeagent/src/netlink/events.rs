@@ -7,13 +7,15 @@ use futures_util::stream::BoxStream;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteMessage, RouteProtocol};
-use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use rtnetlink::MulticastGroup;
 
 use crate::settings::{PROTOCOL, TABLE_NAME};
 
 const NFNLGRP_NFTABLES: u32 = 7;
+const RTNLGRP_IPV4_NETCONF: u32 = 24;
+const RTNLGRP_IPV6_NETCONF: u32 = 25;
 /// Bytes; a burst of a few thousand changes fits.
 const BUFFER: i32 = 1 << 20;
 
@@ -21,6 +23,8 @@ const BUFFER: i32 = 1 << 20;
 pub(crate) enum Event {
     /// Ours may have changed, or the kernel told more than was read: look at once.
     Look,
+    /// Forwarding or the check of reverse paths, of the host or of an interface.
+    Setting,
     /// Somebody else's: look some time.
     Foreign,
 }
@@ -28,6 +32,7 @@ pub(crate) enum Event {
 pub(crate) struct Events {
     routes: BoxStream<'static, (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     nft: Option<TokioSocket>,
+    settings: Option<TokioSocket>,
 }
 
 impl Events {
@@ -47,37 +52,43 @@ impl Events {
         tokio::spawn(connection);
         Ok(Events {
             routes: messages.boxed(),
-            nft: nft_events().ok(),
+            nft: listen(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]).ok(),
+            settings: listen(NETLINK_ROUTE, &[RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF]).ok(),
         })
     }
 
     pub(crate) async fn next(&mut self) -> io::Result<Event> {
-        let nft = self.nft.as_mut();
-        let from_nft = async {
-            match nft {
-                Some(socket) => socket.recv_from_full().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             told = self.routes.next() => match told {
                 Some((message, _)) => Ok(about_routes(&message)),
                 None => Err(io::Error::other("the stream of netlink events ended")),
             },
-            told = from_nft => match told {
-                Ok((bytes, _)) => Ok(about_nft(&bytes)),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Event::Look),
-                Err(error) => Err(error),
-            },
+            told = told(&mut self.nft) => told.map(|bytes| about_nft(&bytes)),
+            told = told(&mut self.settings) => told.map(|_| Event::Setting),
         }
     }
 }
 
-fn nft_events() -> io::Result<TokioSocket> {
-    let mut socket = <TokioSocket as AsyncSocket>::new(NETLINK_NETFILTER)?;
+/// The next message; the name of our table in place of messages that were lost.
+async fn told(socket: &mut Option<TokioSocket>) -> io::Result<Vec<u8>> {
+    let told = match socket {
+        Some(socket) => socket.recv_from_full().await,
+        None => std::future::pending().await,
+    };
+    match told {
+        Ok((bytes, _)) => Ok(bytes),
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(TABLE_NAME.into()),
+        Err(error) => Err(error),
+    }
+}
+
+fn listen(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
+    let mut socket = <TokioSocket as AsyncSocket>::new(protocol)?;
     let inner = socket.socket_mut();
     inner.bind_auto()?;
-    inner.add_membership(NFNLGRP_NFTABLES)?;
+    for group in groups {
+        inner.add_membership(*group)?;
+    }
     inner.set_rx_buf_sz(BUFFER)?;
     Ok(socket)
 }
