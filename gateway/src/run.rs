@@ -21,6 +21,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use boringtun::x25519;
@@ -178,7 +179,9 @@ struct Daemon {
     served: JoinHandle<()>,
     /// Why there is no interface.
     interface: Option<String>,
-    is_ready: bool,
+    shown: report::Shown,
+    /// Those who ask for our health read it.
+    is_ready: Arc<AtomicBool>,
     stopping: Stopping,
 }
 
@@ -210,11 +213,8 @@ impl Daemon {
         whereabouts.handle_prefixes(&first);
         let routes = Routes::new(&options, plane.port);
         let relayed = Relayed::start(&options, &node, plane.port)?;
-        let (asking, questions) = mpsc::channel(QUESTIONS);
-        let served = tokio::spawn(local::serve_local(socket, asking.clone()));
-        if let Some(listener) = metrics {
-            tokio::spawn(local::serve_tcp(listener, asking));
-        }
+        let is_ready = Arc::<AtomicBool>::default();
+        let (served, questions) = serve_questions(socket, metrics, is_ready.clone());
         let inputs = Inputs {
             reflector: node.reflector(),
             view,
@@ -238,7 +238,8 @@ impl Daemon {
             pings: Pings::default(),
             served,
             interface: None,
-            is_ready: false,
+            shown: report::Shown::default(),
+            is_ready,
             stopping: Stopping::default(),
             node,
             options,
@@ -368,8 +369,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn look_whether_ready(&mut self, now: Duration) {
-        if self.is_ready || self.stopping.has_begun() {
+    fn look_whether_ready(&self, now: Duration) {
+        if self.is_ready.load(Ordering::Relaxed) || self.stopping.has_begun() {
             return;
         }
         let up_since = now.saturating_sub(self.begun);
@@ -384,7 +385,7 @@ impl Daemon {
         if is_late || (are_up && !statuses.is_empty()) {
             let up = statuses.iter().filter(|link| link.state.is_ok()).count();
             tracing::info!(links = statuses.len(), up, "ready");
-            self.is_ready = true;
+            self.is_ready.store(true, Ordering::Relaxed);
             notify::ready();
         }
     }
@@ -398,6 +399,23 @@ fn on_grid(at: Duration, links: usize) -> Duration {
     let late = at.as_nanos() % GRID.as_nanos();
     let rest = (GRID.as_nanos() - late) % GRID.as_nanos();
     at + Duration::from_nanos(rest as u64)
+}
+
+fn serve_questions(
+    socket: LocalSocket,
+    metrics: Option<TcpListener>,
+    is_ready: Arc<AtomicBool>,
+) -> (JoinHandle<()>, mpsc::Receiver<Question>) {
+    let (questions, asked) = mpsc::channel(QUESTIONS);
+    let whom = local::Whom {
+        questions,
+        is_ready,
+    };
+    let served = tokio::spawn(local::serve_local(socket, whom.clone()));
+    if let Some(listener) = metrics {
+        tokio::spawn(local::serve_tcp(listener, whom));
+    }
+    (served, asked)
 }
 
 async fn listen_for_metrics(options: &Options) -> Result<Option<TcpListener>, Error> {

@@ -236,8 +236,11 @@ impl Daemon {
     pub(super) fn handle_question(&mut self, question: Question) {
         match question {
             Question::Status(answer) => {
+                let now = boottime();
+                let kept = self.shown.get(now);
+                let status = kept.unwrap_or_else(|| self.shown.keep(self.status(), now));
                 // Whoever asked may have gone.
-                let _told = answer.send(self.status());
+                let _told = answer.send(status);
             }
             Question::Ping {
                 site,
@@ -301,7 +304,7 @@ impl Daemon {
             tun: &self.options.tun,
             port: self.plane.port,
             uptime: now.saturating_sub(self.begun),
-            ready: self.is_ready,
+            ready: self.is_ready.load(Ordering::Relaxed),
             drops,
             problems: self.problems(),
         })

@@ -6,13 +6,14 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body, Frame};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -39,13 +40,21 @@ const DEFAULT_COUNT: u32 = 4;
 
 /// What the daemon is asked.
 pub(super) enum Question {
-    Status(oneshot::Sender<Status>),
+    Status(oneshot::Sender<Arc<Status>>),
     Ping {
         site: String,
         count: u32,
         answers: mpsc::Sender<Pong>,
         taken: oneshot::Sender<Result<(), Refusal>>,
     },
+}
+
+/// Who knows the answers. Health is asked for often, and by those who would end us if they had to
+/// wait.
+#[derive(Clone)]
+pub(super) struct Whom {
+    pub(super) questions: mpsc::Sender<Question>,
+    pub(super) is_ready: Arc<AtomicBool>,
 }
 
 /// Who asks: over TCP nothing is shown that names addresses or keys.
@@ -58,28 +67,24 @@ enum Door {
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// Serves until it is dropped.
-pub(super) async fn serve_local(socket: LocalSocket, questions: mpsc::Sender<Question>) {
+pub(super) async fn serve_local(socket: LocalSocket, whom: Whom) {
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         let accepted = socket.listener.accept().await.map(|(stream, _)| stream);
-        take(accepted, &room, Door::Local, &questions).await;
+        take(accepted, &room, Door::Local, &whom).await;
     }
 }
 
-pub(super) async fn serve_tcp(listener: TcpListener, questions: mpsc::Sender<Question>) {
+pub(super) async fn serve_tcp(listener: TcpListener, whom: Whom) {
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
-        take(accepted, &room, Door::Tcp, &questions).await;
+        take(accepted, &room, Door::Tcp, &whom).await;
     }
 }
 
-async fn take<S>(
-    accepted: io::Result<S>,
-    room: &Arc<Semaphore>,
-    door: Door,
-    questions: &mpsc::Sender<Question>,
-) where
+async fn take<S>(accepted: io::Result<S>, room: &Arc<Semaphore>, door: Door, whom: &Whom)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stream = match accepted {
@@ -93,11 +98,11 @@ async fn take<S>(
     let Ok(place) = Arc::clone(room).acquire_owned().await else {
         return;
     };
-    let questions = questions.clone();
+    let whom = whom.clone();
     tokio::spawn(async move {
         let service = service_fn(|request| {
-            let questions = questions.clone();
-            async move { Ok::<_, Infallible>(answer(&request, door, &questions).await) }
+            let whom = whom.clone();
+            async move { Ok::<_, Infallible>(answer(&request, door, &whom).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -111,11 +116,8 @@ async fn take<S>(
     });
 }
 
-async fn answer(
-    request: &Request<Incoming>,
-    door: Door,
-    questions: &mpsc::Sender<Question>,
-) -> Answer {
+async fn answer<B>(request: &Request<B>, door: Door, whom: &Whom) -> Answer {
+    let questions = &whom.questions;
     if request.method() != Method::GET {
         return refused(StatusCode::METHOD_NOT_ALLOWED, "only GET is known", "");
     }
@@ -124,12 +126,9 @@ async fn answer(
             Some(status) => page(StatusCode::OK, METRICS, super::metrics::text(&status)),
             None => ending(),
         },
-        ("/health", Door::Tcp) => match status(questions).await {
-            Some(status) => health(&status),
-            None => ending(),
-        },
+        ("/health", Door::Tcp) => health(whom),
         ("/status", Door::Local) => match status(questions).await {
-            Some(status) => json(StatusCode::OK, &status),
+            Some(status) => json(StatusCode::OK, &*status),
             None => ending(),
         },
         ("/ping", Door::Local) => ping(request.uri().query().unwrap_or(""), questions).await,
@@ -146,14 +145,17 @@ async fn answer(
     }
 }
 
-async fn status(questions: &mpsc::Sender<Question>) -> Option<Status> {
+async fn status(questions: &mpsc::Sender<Question>) -> Option<Arc<Status>> {
     let (answer, told) = oneshot::channel();
     questions.send(Question::Status(answer)).await.ok()?;
     told.await.ok()
 }
 
-fn health(status: &Status) -> Answer {
-    let (code, text) = if status.ready {
+fn health(whom: &Whom) -> Answer {
+    if whom.questions.is_closed() {
+        return ending();
+    }
+    let (code, text) = if whom.is_ready.load(Ordering::Relaxed) {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready yet\n")
@@ -256,4 +258,34 @@ fn typed(code: StatusCode, kind: &'static str, body: BoxBody<Bytes, Infallible>)
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_told_while_the_event_loop_is_busy() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        // Nobody takes the questions.
+        let (questions, taken) = mpsc::channel(1);
+        let is_ready = Arc::<AtomicBool>::default();
+        let whom = Whom {
+            questions,
+            is_ready: is_ready.clone(),
+        };
+        let ask = || {
+            let request = Request::get("/health").body(()).unwrap();
+            runtime
+                .block_on(answer(&request, Door::Tcp, &whom))
+                .status()
+        };
+        assert_eq!(ask(), StatusCode::SERVICE_UNAVAILABLE);
+        is_ready.store(true, Ordering::Relaxed);
+        assert_eq!(ask(), StatusCode::OK);
+        drop(taken);
+        assert_eq!(ask(), StatusCode::SERVICE_UNAVAILABLE);
+    }
 }

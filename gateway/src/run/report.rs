@@ -1,13 +1,15 @@
 //! From what is known to what is shown: the status, and what a person should look at.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use node::follow::{BrokerState, View};
 use proto::key::PublicKey;
 use proto::ledger::{PrefixState, SitePrefix};
+use proto::name::Name;
 
 use super::addresses::From as AddressFrom;
 use super::drive::Linked;
@@ -41,6 +43,25 @@ pub(super) struct Facts<'a> {
     pub(super) problems: Vec<Problem>,
 }
 
+/// The last report, for those who ask again at once: it is made where hellos are sent.
+#[derive(Default)]
+pub(super) struct Shown(Option<(Duration, Arc<Status>)>);
+
+impl Shown {
+    const KEPT: Duration = Duration::from_millis(250);
+
+    pub(super) fn get(&self, now: Duration) -> Option<Arc<Status>> {
+        let (made, status) = self.0.as_ref()?;
+        (now < *made + Self::KEPT).then(|| status.clone())
+    }
+
+    pub(super) fn keep(&mut self, status: Status, now: Duration) -> Arc<Status> {
+        let status = Arc::new(status);
+        self.0 = Some((now, status.clone()));
+        status
+    }
+}
+
 pub(super) fn status(facts: Facts<'_>) -> Status {
     let view = facts.view;
     let mut problems = view_problems(view);
@@ -59,7 +80,9 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
             next: "give the address that others reach with --endpoint HOST:PORT, unless it is meant to dial out only".to_owned(),
         });
     }
-    let mut links: Vec<Link> = facts.links.iter().map(|link| show(link, &facts)).collect();
+    let index = Index::new(&facts.links, facts.carriers);
+    let links = facts.links.iter().map(|link| show(link, &facts, &index));
+    let mut links: Vec<Link> = links.collect();
     links.sort_by(|one, other| (&one.site, &one.gateway).cmp(&(&other.site, &other.gateway)));
     Status {
         mesh: view.mesh.to_string(),
@@ -86,10 +109,28 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
         prefixes: view
             .prefixes
             .iter()
-            .map(|prefix| show_prefix(prefix, &facts))
+            .map(|prefix| show_prefix(prefix, &facts, &index))
             .collect(),
         drops: facts.drops,
         problems,
+    }
+}
+
+/// Made once for a report, so that it costs as much as it is long.
+struct Index<'a> {
+    carrying: HashSet<PublicKey>,
+    names: HashMap<PublicKey, &'a Name>,
+}
+
+impl<'a> Index<'a> {
+    fn new(links: &'a [LinkStatus], carriers: &Carriers) -> Index<'a> {
+        let carrying = carriers.sites.values().flat_map(|carry| match carry {
+            Carry::Direct(gateways) | Carry::Siblings(gateways) => gateways,
+        });
+        Index {
+            carrying: carrying.copied().collect(),
+            names: links.iter().map(|link| (link.of, &link.node)).collect(),
+        }
     }
 }
 
@@ -111,7 +152,7 @@ pub(super) fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1000.0
 }
 
-fn show(link: &LinkStatus, facts: &Facts<'_>) -> Link {
+fn show(link: &LinkStatus, facts: &Facts<'_>, index: &Index<'_>) -> Link {
     let shared = facts.linked.get(&link.of).map(|linked| &*linked.shared);
     let load = |value: fn(&LinkShared) -> u64| shared.map_or(0, value);
     let handshake = load(|shared| shared.last_handshake.load(Ordering::Relaxed)) / 1_000_000_000;
@@ -144,7 +185,7 @@ fn show(link: &LinkStatus, facts: &Facts<'_>) -> Link {
         rx_bytes: load(|shared| shared.rx_bytes.load(Ordering::Relaxed)),
         last_handshake_s: (handshake > 0).then(|| node::now().saturating_sub(handshake)),
         held_down: link.held_down,
-        carries: carries(facts.carriers, link),
+        carries: index.carrying.contains(&link.of),
         failovers: link.failovers,
         down_ms: u64::try_from(link.down_for.as_millis()).unwrap_or(u64::MAX),
         seen_as: link.seen_as.map(|address| address.to_string()),
@@ -164,12 +205,6 @@ pub(super) fn pong(link: &LinkStatus) -> Pong {
     }
 }
 
-fn carries(carriers: &Carriers, link: &LinkStatus) -> bool {
-    carriers.sites.values().any(|carry| match carry {
-        Carry::Direct(gateways) | Carry::Siblings(gateways) => gateways.contains(&link.of),
-    })
-}
-
 fn show_candidate((address, kind, state): &(SocketAddr, PathKind, CandidateState)) -> Candidate {
     let (word, rtt, tries) = match state {
         CandidateState::Untried => ("untried", None, None),
@@ -185,7 +220,7 @@ fn show_candidate((address, kind, state): &(SocketAddr, PathKind, CandidateState
     }
 }
 
-fn show_prefix(owned: &SitePrefix, facts: &Facts<'_>) -> Prefix {
+fn show_prefix(owned: &SitePrefix, facts: &Facts<'_>, index: &Index<'_>) -> Prefix {
     let carry = facts.carriers.sites.get(&owned.site);
     let (gateways, by_siblings): (&[PublicKey], bool) = match carry {
         None => (&[], false),
@@ -201,10 +236,7 @@ fn show_prefix(owned: &SitePrefix, facts: &Facts<'_>) -> Prefix {
         PrefixState::Overlaps { .. } | PrefixState::Refused(_) => "refused",
     };
     let counts = state == "reachable";
-    let name = |identity: &PublicKey| {
-        let link = facts.links.iter().find(|link| link.of == *identity);
-        link.map(|link| link.node.to_string())
-    };
+    let name = |identity: &PublicKey| index.names.get(identity).map(|name| name.to_string());
     Prefix {
         prefix: owned.prefix.to_string(),
         site: owned.site.to_string(),
@@ -381,6 +413,30 @@ mod tests {
                 CandidateState::Silent { tries: 3 },
             )],
         }
+    }
+
+    #[test]
+    fn a_report_serves_all_who_ask_within_a_quarter_of_a_second() {
+        let (begin, mut shown) = (Duration::from_secs(100), Shown::default());
+        assert_eq!(shown.get(begin), None);
+        let made = shown.keep(Status::default(), begin);
+        let again = shown.get(begin + Shown::KEPT / 2).unwrap();
+        assert!(Arc::ptr_eq(&made, &again));
+        assert_eq!(shown.get(begin + Shown::KEPT), None);
+    }
+
+    #[test]
+    fn those_that_carry_are_found_with_their_names() {
+        let site: Name = "berlin".parse().unwrap();
+        let (mut up, mut other) = (link(Ok(())), link(Ok(())));
+        up.of = SigningKey::from_seed(&[2; 32]).public();
+        other.node = "gate-2".parse().unwrap();
+        let mut carriers = Carriers::default();
+        carriers.sites.insert(site, Carry::Direct(vec![up.of]));
+        let links = [up, other];
+        let index = Index::new(&links, &carriers);
+        assert_eq!(index.carrying, HashSet::from([links[0].of]));
+        assert_eq!(index.names[&links[1].of].as_str(), "gate-2");
     }
 
     #[test]
