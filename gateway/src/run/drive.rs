@@ -91,7 +91,11 @@ impl Daemon {
                     self.links.handle_relay(&of, Some(address), boottime());
                 }
             }
-            Event::Relay { of, wanted: false } => self.relayed.give_back(&of),
+            Event::Relay { of, wanted: false } => {
+                self.relayed.give_back(&of);
+                // Nobody is behind that address any more.
+                self.links.handle_relay(&of, None, boottime());
+            }
             Event::HandedOver(handover) => {
                 if !self.node.hand_in(handover) {
                     tracing::debug!("too much is handed over at once; it is offered again");
