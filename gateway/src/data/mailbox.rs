@@ -126,7 +126,9 @@ pub struct Stray {
 }
 
 /// How many handed-over frames wait at most for one thread.
-pub const FRAMES: usize = 64;
+pub const FRAMES: usize = 256;
+/// Buffers kept for the next ones; a burst's are given back.
+const SPARE_FRAMES: usize = 64;
 const STRAYS: usize = 256;
 /// The screen is faster than the owner: so many may come at once before one is lost.
 const HANDSHAKES: usize = 1024;
@@ -134,7 +136,7 @@ const _: () = assert!(
     FRAMES * super::thread::FRAME_BUFFER
         + STRAYS * (64 << 10)
         + HANDSHAKES * size_of::<Handshake>()
-        < 24 << 20,
+        < 40 << 20,
     "the most that can wait for one thread"
 );
 
@@ -158,7 +160,7 @@ impl Mailbox {
             commanded: AtomicBool::new(false),
             handshakes: ArrayQueue::new(HANDSHAKES),
             frames: ArrayQueue::new(FRAMES),
-            spare: ArrayQueue::new(FRAMES),
+            spare: ArrayQueue::new(SPARE_FRAMES),
             strays: ArrayQueue::new(STRAYS),
             asleep: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,

@@ -47,6 +47,9 @@ const TUN_BURST: usize = 16;
 const SEND_AT: usize = 128 << 10;
 /// How often we look once more, giving way to others each time, before we sleep.
 const IDLE_TURNS: u32 = 16;
+/// How often we give way to a thread whose ring is full before a frame for it is dropped: two that
+/// wait for each other must not do so for ever.
+const WAITS_FOR_ROOM: u32 = 256;
 /// Nothing is known, so both are looked at.
 const BOTH: Ready = Ready {
     mailbox: false,
@@ -359,11 +362,18 @@ impl DataThread {
         let owner = &self.shared.mailboxes[place.thread as usize];
         let spare = owner.spare.pop().unwrap_or_else(|| vec![0; FRAME_BUFFER]);
         let buffer = std::mem::replace(&mut self.frame, spare);
-        if let Err(frame) = owner.frames.push(Frame { place, len, buffer }) {
-            self.drops.count(DropReason::RingFull);
-            let _ = owner.spare.push(frame.buffer);
+        let mut frame = Frame { place, len, buffer };
+        for _ in 0..WAITS_FOR_ROOM {
+            match owner.frames.push(frame) {
+                Ok(()) => return owner.wake(),
+                Err(refused) => frame = refused,
+            }
+            // It has not run for a while: a burst waits in the TUN's queue rather than is lost.
+            owner.wake();
+            std::thread::yield_now();
         }
-        owner.wake();
+        self.drops.count(DropReason::RingFull);
+        let _ = owner.spare.push(frame.buffer);
     }
 
     /// Tells the sender that no peer takes this packet.

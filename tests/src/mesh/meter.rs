@@ -47,6 +47,8 @@ pub struct Report {
     /// Flows that stood still for more than a tenth of a second.
     pub disturbed: usize,
     pub sources: BTreeSet<IpAddr>,
+    /// When the first and the last of those that are lost were sent, after the start.
+    pub lost_from_to: Option<(Duration, Duration)>,
     /// When datagrams came, in order.
     times: Vec<Instant>,
 }
@@ -61,6 +63,7 @@ impl std::fmt::Debug for Report {
             .field("gap", &self.gap)
             .field("disturbed", &self.disturbed)
             .field("sources", &self.sources)
+            .field("lost_from_to", &self.lost_from_to)
             .finish_non_exhaustive()
     }
 }
@@ -178,12 +181,18 @@ fn report(sent: &[u64], arrivals: &[Arrival]) -> Report {
         gap: Duration::ZERO,
         disturbed: 0,
         sources: arrivals.iter().map(|arrival| arrival.from).collect(),
+        lost_from_to: None,
         times: arrivals.iter().map(|arrival| arrival.at).collect(),
     };
     for (flow, sent) in sent.iter().enumerate() {
         let of_flow: Vec<&Arrival> = arrivals.iter().filter(|one| one.flow == flow).collect();
         let numbers: BTreeSet<u64> = of_flow.iter().map(|one| one.number).collect();
         report.lost += sent - numbers.len() as u64;
+        for number in (0..*sent).filter(|number| !numbers.contains(number)) {
+            let at = INTERVAL * u32::try_from(number).unwrap_or(u32::MAX);
+            let (from, to) = report.lost_from_to.unwrap_or((at, at));
+            report.lost_from_to = Some((from.min(at), to.max(at)));
+        }
         report.doubled += (of_flow.len() - numbers.len()) as u64;
         let pauses = of_flow.windows(2).map(|pair| pair[1].at - pair[0].at);
         // A flow whose end is missing stands still until the last datagram was due.
