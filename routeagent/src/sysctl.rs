@@ -21,7 +21,16 @@ const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
 #[derive(Debug)]
 pub(crate) struct Memory {
     path: PathBuf,
+    boot: String,
     kept: Vec<Kept>,
+}
+
+/// In the file. A kernel numbers its namespaces anew after a boot, and has forgotten what was set.
+#[derive(Serialize, Deserialize)]
+struct Noted {
+    boot: String,
+    #[serde(flatten)]
+    kept: Kept,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,12 +45,13 @@ impl Memory {
     pub(crate) fn open() -> io::Result<Memory> {
         let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
         let path = Path::new(DIRECTORY).join(format!("sysctl-{namespace}.json"));
+        let boot = read("kernel/random/boot_id")?;
         let kept = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            Ok(bytes) => noted(&bytes, &boot),
             Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
             Err(error) => return Err(error),
         };
-        Ok(Memory { path, kept })
+        Ok(Memory { path, boot, kept })
     }
 
     /// Written before anything is changed: a crash in between must not lose it.
@@ -55,7 +65,11 @@ impl Memory {
             }
         }
         fs::create_dir_all(DIRECTORY)?;
-        let text = serde_json::to_vec(&self.kept).map_err(io::Error::other)?;
+        let noted = self.kept.iter().map(|kept| Noted {
+            boot: self.boot.clone(),
+            kept: kept.clone(),
+        });
+        let text = serde_json::to_vec(&noted.collect::<Vec<_>>()).map_err(io::Error::other)?;
         let draft = self.path.with_extension("new");
         fs::write(&draft, text)?;
         fs::rename(&draft, &self.path)
@@ -85,6 +99,15 @@ impl Memory {
             _ => Ok(restored),
         }
     }
+}
+
+/// Nothing of another boot, or of what cannot be read, is believed.
+fn noted(bytes: &[u8], boot: &str) -> Vec<Kept> {
+    let all: Vec<Noted> = serde_json::from_slice(bytes).unwrap_or_default();
+    all.into_iter()
+        .filter(|noted| noted.boot == boot)
+        .map(|noted| noted.kept)
+        .collect()
 }
 
 fn path(key: &str) -> PathBuf {
@@ -213,4 +236,26 @@ fn interfaces(directory: &str) -> Vec<String> {
     entries
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_noted_before_the_last_boot_is_not_put_back() {
+        let kept = Kept {
+            key: FORWARD_V4.to_owned(),
+            before: "0".to_owned(),
+            set: "1".to_owned(),
+        };
+        let lines = [Noted {
+            boot: "one".to_owned(),
+            kept: kept.clone(),
+        }];
+        let bytes = serde_json::to_vec(&lines).unwrap();
+        assert_eq!(noted(&bytes, "one"), [kept]);
+        assert_eq!(noted(&bytes, "two"), []);
+        assert_eq!(noted(b"damaged", "one"), []);
+    }
 }
