@@ -56,6 +56,8 @@ const MANY: usize = 64;
 const GRID: Duration = Duration::from_millis(5);
 /// Verification of what brokers send must not hold up the links.
 const WORKERS: usize = 2;
+/// Longest that what has come keeps timers waiting.
+const BATCH: Duration = Duration::from_millis(5);
 const QUESTIONS: usize = 64;
 /// Longest that those who answer are waited for before we call ourselves ready.
 const READY_AT_LAST: Duration = Duration::from_secs(2);
@@ -262,7 +264,7 @@ impl Daemon {
                     if events.is_empty() {
                         return Err(Error::Ended("the thread that moves packets has ended"));
                     }
-                    events.into_iter().for_each(|event| self.handle_plane(event));
+                    self.handle_batch(events);
                 }
                 changed = inputs.view.changed() => {
                     if changed.is_err() {
@@ -302,8 +304,23 @@ impl Daemon {
         due.map_or(Duration::from_secs(3600), |at| at.saturating_sub(now))
     }
 
-    fn handle_plane(&mut self, event: PlaneEvent) {
-        let now = boottime();
+    /// However much has come, hellos go out in time.
+    fn handle_batch(&mut self, events: Vec<PlaneEvent>) {
+        in_pieces(
+            self,
+            events,
+            boottime,
+            Daemon::handle_plane,
+            |daemon, now| {
+                if daemon.links.poll_timeout().is_some_and(|at| at <= now) {
+                    daemon.links.handle_timeout(now);
+                }
+                daemon.drain();
+            },
+        );
+    }
+
+    fn handle_plane(&mut self, event: PlaneEvent, now: Duration) {
         match event {
             PlaneEvent::Control {
                 from,
@@ -391,6 +408,25 @@ impl Daemon {
     }
 }
 
+/// Hands all to `each`, and calls `between` whenever that has taken [`BATCH`].
+fn in_pieces<S, T>(
+    state: &mut S,
+    all: Vec<T>,
+    clock: impl Fn() -> Duration,
+    each: impl Fn(&mut S, T, Duration),
+    between: impl Fn(&mut S, Duration),
+) {
+    let mut until = clock() + BATCH;
+    for one in all {
+        each(state, one, clock());
+        let now = clock();
+        if now >= until {
+            between(state, now);
+            until = clock() + BATCH;
+        }
+    }
+}
+
 /// The hellos of many links fall due one by one, and each wake-up costs as much as sending several.
 fn on_grid(at: Duration, links: usize) -> Duration {
     if links < MANY {
@@ -459,6 +495,21 @@ fn new_links(node: &Handle) -> Result<Links, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_batch_lets_timers_run_every_five_milliseconds_and_a_short_one_goes_through() {
+        for (micros, expected) in [(1000, vec![5, 10, 15, 20]), (100, vec![])] {
+            let now = std::cell::Cell::new(Duration::ZERO);
+            let mut done = (0, Vec::new());
+            let take = |done: &mut (usize, Vec<usize>), one: usize, _| {
+                now.set(now.get() + Duration::from_micros(micros));
+                done.0 += one;
+            };
+            let between = |done: &mut (usize, Vec<usize>), _| done.1.push(done.0);
+            in_pieces(&mut done, vec![1; 20], || now.get(), take, between);
+            assert_eq!(done, (20, expected));
+        }
+    }
 
     #[test]
     fn timers_of_many_links_are_late_by_less_than_the_grid_and_never_early() {
