@@ -21,8 +21,9 @@ const LARGE: usize = 1200;
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 const SOURCES: usize = 4;
 /// So many control packets of one link in so much time reach control, so that nobody's flood keeps
-/// it from hearing the others. Many times what a gateway has to say.
-const CONTROL_PACKETS: u32 = 256;
+/// it from hearing the others. At most, an honest gateway has some twenty parts of gossip to say, a
+/// round of MTU probes or the echoes of one, and a few of everything else.
+const CONTROL_PACKETS: u32 = 64;
 const CONTROL_WINDOW: Duration = Duration::from_millis(100);
 /// boringtun gives up a handshake after this long, and every session with it.
 const ATTEMPT: Duration = Duration::from_secs(90);

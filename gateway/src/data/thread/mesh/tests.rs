@@ -437,6 +437,7 @@ fn a_flood_of_one_gateway_leaves_control_open_to_the_others() {
     let lost = gateway.drops.get(DropReason::ControlLimited);
     assert_eq!(heard.len() as u64 - 1 + lost, 5000);
     assert!(lost > 4000);
+    assert_eq!(heard.len(), 64 + 1, "what one may say in so little time");
     gateway.threads[0].now += Duration::from_millis(100);
     gateway.come(NEAR, &[one]);
     assert!(gateway.shared.control.pop_packet().is_some(), "later again");
