@@ -575,8 +575,9 @@ impl Links {
         while let Some(output) = self.gossip.poll_output() {
             match output {
                 GossipOutput::Send { to, message } => self.desk.say(&to, &message),
-                GossipOutput::HandedOver(handover) => {
-                    self.desk.events.push_back(Event::HandedOver(handover));
+                GossipOutput::HandedOver { from, handover } => {
+                    let event = Event::HandedOver { from, handover };
+                    self.desk.events.push_back(event);
                 }
             }
         }

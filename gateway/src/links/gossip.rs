@@ -20,8 +20,8 @@ use proto::key::{Hash, PublicKey};
 use proto::knowledge::Knowledge;
 
 use super::dice::Dice;
-use intake::Intake;
-use neighbour::{Item, Neighbour};
+use intake::{Intake, Known};
+use neighbour::{Item, Limits, Neighbour};
 use sweep::Sweeps;
 
 const DIGEST_EVERY: Duration = Duration::from_secs(5);
@@ -64,7 +64,10 @@ pub(crate) enum GossipOutput {
         message: Control,
     },
     /// Nothing of it is verified.
-    HandedOver(Handover),
+    HandedOver {
+        from: PublicKey,
+        handover: Handover,
+    },
 }
 
 #[derive(Debug)]
@@ -75,6 +78,8 @@ pub(crate) struct Gossip {
     /// Of all entries.
     known: HashSet<Hash>,
     neighbours: BTreeMap<PublicKey, Neighbour>,
+    /// Of those that are away.
+    limits: BTreeMap<PublicKey, Limits>,
     /// Each neighbour by its next timer.
     due: BTreeSet<(Duration, PublicKey)>,
     intake: Intake,
@@ -114,6 +119,7 @@ impl Gossip {
             knowledge: Arc::default(),
             known: HashSet::new(),
             neighbours: BTreeMap::new(),
+            limits: BTreeMap::new(),
             due: BTreeSet::new(),
             intake: Intake::default(),
             sweeps: Sweeps::new(now),
@@ -133,9 +139,7 @@ impl Gossip {
             self.sweeps.handle_records(now);
             self.handle_records(&former, &knowledge, now);
         }
-        for entry in self.intake.handle_known(&self.known, now) {
-            self.intake.accept_entry(entry, now);
-        }
+        self.intake.handle_known(&self.known, now);
         self.handle_timeout(now);
     }
 
@@ -143,14 +147,18 @@ impl Gossip {
     pub(crate) fn handle_up(&mut self, of: &PublicKey, now: Duration) {
         self.handle_gone(of);
         let id = self.dice.next();
-        self.neighbours.insert(*of, Neighbour::new(id, now));
+        let limits = self.limits.remove(of).unwrap_or_default();
+        self.limits.retain(|_, limits| !limits.are_over(now));
+        self.neighbours.insert(*of, Neighbour::new(id, limits, now));
         self.due.insert((now, *of));
     }
 
     pub(crate) fn handle_gone(&mut self, of: &PublicKey) {
         if let Some(neighbour) = self.neighbours.remove(of) {
             self.due.remove(&(neighbour.due, *of));
+            self.limits.insert(*of, neighbour.into_limits());
         }
+        self.intake.handle_gone(of);
     }
 
     pub(crate) fn handle_message(
@@ -240,7 +248,7 @@ impl Gossip {
         if digest.heads.len() > MAX_HEADS {
             return;
         }
-        let lacks_entries = self.lacks(&digest, now);
+        let lacks_entries = self.lacks(from, &digest, now);
         let differs = digest.records != self.knowledge.records.0;
         self.change(from, |neighbour, _| {
             neighbour.theirs = Some(digest);
@@ -269,7 +277,7 @@ impl Gossip {
             let missing = entries.filter(|(_, entry)| missing.contains(&entry.hash()));
             items.extend(missing.map(|(at, _)| Item::Entry(knowledge.entries.clone(), at)));
         }
-        if !want.have.is_empty() {
+        if !want.have.is_empty() && neighbour.may_have_records(now) {
             items.extend(sweep::answer(&knowledge, want).map(Item::Member));
         }
         self.change(from, |neighbour, _| {
@@ -289,9 +297,11 @@ impl Gossip {
             }
         });
         if let Some(handover) = handover {
-            let known = &self.known;
-            let members = &self.knowledge.members;
-            self.intake.handle_handover(handover, known, members, now);
+            let known = Known {
+                entries: &self.known,
+                members: &self.knowledge.members,
+            };
+            self.intake.handle_handover(from, handover, known, now);
         }
     }
 
@@ -326,7 +336,7 @@ impl Gossip {
     /// Asks for the entries behind a head that is unknown here.
     fn ask(&mut self, of: &PublicKey, now: Duration) {
         let theirs = self.neighbours.get(of).and_then(|n| n.theirs.as_ref());
-        if !theirs.is_some_and(|theirs| self.lacks(theirs, now)) {
+        if !theirs.is_some_and(|theirs| self.lacks(of, theirs, now)) {
             self.change(of, |neighbour, _| neighbour.ask_at = None);
             return;
         }
@@ -386,15 +396,20 @@ impl Gossip {
         }
     }
 
-    /// Whether a head of theirs is unknown here and not just handed over.
-    fn lacks(&self, theirs: &Digest, now: Duration) -> bool {
+    /// Whether a head of theirs is unknown here and they have not just handed it over.
+    fn lacks(&self, of: &PublicKey, theirs: &Digest, now: Duration) -> bool {
         let mut heads = theirs.heads.iter().map(|head| Hash(*head));
-        heads.any(|head| !self.known.contains(&head) && !self.intake.has_handed(&head, now))
+        heads.any(|head| !self.known.contains(&head) && !self.intake.has_handed(of, &head, now))
     }
 
     fn flush(&mut self, now: Duration) {
-        if let Some(handover) = self.intake.flush(now) {
-            self.outputs.push_back(GossipOutput::HandedOver(handover));
+        let known = Known {
+            entries: &self.known,
+            members: &self.knowledge.members,
+        };
+        for (from, handover) in self.intake.flush(known, now) {
+            self.outputs
+                .push_back(GossipOutput::HandedOver { from, handover });
         }
     }
 

@@ -55,7 +55,10 @@ pub enum Event {
     /// Ask for a relayed path, or give it back.
     Relay { of: PublicKey, wanted: bool },
     /// A remote gateway handed these over; nothing of them is verified.
-    HandedOver(control::Handover),
+    HandedOver {
+        from: PublicKey,
+        handover: control::Handover,
+    },
     /// A state has changed; for log, metrics and `status`.
     Changed { of: PublicKey, change: Change },
     /// The answer to `handle_ping`.

@@ -96,9 +96,9 @@ impl Daemon {
                 // Nobody is behind that address any more.
                 self.links.handle_relay(&of, None, boottime());
             }
-            Event::HandedOver(handover) => {
+            Event::HandedOver { from, handover } => {
                 if !self.node.hand_in(handover) {
-                    tracing::debug!("too much is handed over at once; it is offered again");
+                    tracing::debug!(%from, "too much is handed over at once; it is offered again");
                 }
             }
             Event::Changed { of, change } => {

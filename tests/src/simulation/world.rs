@@ -428,7 +428,7 @@ impl World {
                 process.relays.remove(&of);
                 self.note_of(at, &of, "gives the relay back".to_owned());
             }
-            Event::HandedOver(handover) => {
+            Event::HandedOver { handover, .. } => {
                 let generation = self.nodes[at].generation;
                 let takes = Duration::from_millis(20);
                 self.schedule(now + takes, What::Verify(at, generation, handover));

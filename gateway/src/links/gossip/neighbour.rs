@@ -19,6 +19,11 @@ const PARTS_A_SECOND: usize = 400;
 /// Between the answers to one neighbour's questions for entries.
 const ANSWERS_APART: Duration = Duration::from_millis(200);
 
+/// Answers to one neighbour's questions for records: somewhat more than an honest one asks, since
+/// on the way some come closer together.
+const RECORDS_IN: Duration = Duration::from_secs(1);
+const RECORDS_AT_MOST: usize = 24;
+
 /// Something to hand over; cheap to clone, since a thousand may get it.
 #[derive(Clone, Debug)]
 pub(super) enum Item {
@@ -40,14 +45,42 @@ pub(super) struct Neighbour {
     /// Of the handover that is being sent.
     parts: VecDeque<Part>,
     next_id: u64,
+    limits: Limits,
+}
+
+/// What one neighbour has had of this gateway's time. It outlives a link that goes down and comes
+/// up: whoever has used up its share gets no other by starting anew.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
     answered: Option<Duration>,
+    records: Allowance,
+    came: Allowance,
+    asked: Option<Duration>,
     /// Questions for entries since a part came.
     fruitless: u32,
-    came: Allowance,
+}
+
+impl Limits {
+    /// Whether nothing is left to be remembered.
+    pub(super) fn are_over(&self, now: Duration) -> bool {
+        let times = [
+            self.answered.unwrap_or_default() + ANSWERS_APART,
+            self.records.since + RECORDS_IN,
+            self.came.since + Duration::from_secs(1),
+            self.ask_from(),
+        ];
+        times.iter().all(|at| now >= *at)
+    }
+
+    /// Who promises entries and sends none is asked less and less.
+    fn ask_from(&self) -> Duration {
+        let apart = ASK_AGAIN * (1 << self.fruitless.saturating_sub(1).min(5));
+        self.asked.map_or(Duration::ZERO, |asked| asked + apart)
+    }
 }
 
 impl Neighbour {
-    pub(super) fn new(id: u64, now: Duration) -> Neighbour {
+    pub(super) fn new(id: u64, limits: Limits, now: Duration) -> Neighbour {
         Neighbour {
             due: now,
             tell_at: now,
@@ -58,10 +91,12 @@ impl Neighbour {
             queue: VecDeque::new(),
             parts: VecDeque::new(),
             next_id: id,
-            answered: None,
-            fruitless: 0,
-            came: Allowance::default(),
+            limits,
         }
+    }
+
+    pub(super) fn into_limits(self) -> Limits {
+        self.limits
     }
 
     pub(super) fn has_heads(&self, heads: &[Hash]) -> bool {
@@ -80,19 +115,20 @@ impl Neighbour {
     }
 
     pub(super) fn ask_by(&mut self, at: Duration) {
+        let at = at.max(self.limits.ask_from());
         self.ask_at = Some(self.ask_at.unwrap_or(at));
     }
 
     /// Something came; more may be on its way.
     pub(super) fn handle_part(&mut self, now: Duration) {
-        self.fruitless = 0;
+        self.limits.fruitless = 0;
         self.ask_at = self.ask_at.map(|at| at.max(now + ASK_AFTER));
     }
 
-    /// Who promises entries and sends none is asked less and less.
     pub(super) fn handle_asked(&mut self, now: Duration) {
-        self.ask_at = Some(now + ASK_AGAIN * (1 << self.fruitless.min(5)));
-        self.fruitless += 1;
+        self.limits.asked = Some(now);
+        self.limits.fruitless = self.limits.fruitless.saturating_add(1);
+        self.ask_at = Some(self.limits.ask_from());
     }
 
     pub(super) fn asks_at(&self, now: Duration) -> bool {
@@ -114,12 +150,17 @@ impl Neighbour {
     }
 
     pub(super) fn may_send_parts(&mut self, now: Duration) -> bool {
-        self.came.take(PARTS_A_SECOND, Duration::from_secs(1), now)
+        self.limits
+            .came
+            .take(PARTS_A_SECOND, Duration::from_secs(1), now)
     }
 
     /// Not while the last answer is still being sent.
     pub(super) fn may_have_entries(&mut self, now: Duration) -> bool {
-        let is_early = self.answered.is_some_and(|at| now < at + ANSWERS_APART);
+        let is_early = self
+            .limits
+            .answered
+            .is_some_and(|at| now < at + ANSWERS_APART);
         let is_sending = self.queue.iter().any(|item| match item {
             Item::Entry(..) => true,
             Item::Member(_) => false,
@@ -127,8 +168,13 @@ impl Neighbour {
         if is_early || is_sending {
             return false;
         }
-        self.answered = Some(now);
+        self.limits.answered = Some(now);
         true
+    }
+
+    /// Each answer looks through all records of a span.
+    pub(super) fn may_have_records(&mut self, now: Duration) -> bool {
+        self.limits.records.take(RECORDS_AT_MOST, RECORDS_IN, now)
     }
 
     /// As many small things go together as fit one part: a loss costs little then.

@@ -1,7 +1,7 @@
 //! Finding out which records differ: one neighbour at a time is told what is here, a span of
 //! identities after the other, and answers with what is newer.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -177,18 +177,20 @@ fn question(knowledge: &Knowledge, from: u16) -> (Want, Option<u16>) {
 /// What the asker lacks or has older.
 pub(super) fn answer<'a>(
     knowledge: &'a Knowledge,
-    want: &'a Want,
+    want: &Want,
 ) -> impl Iterator<Item = Arc<Member>> + use<'a> {
     let (first, last) = want.span;
+    let mut have: HashMap<u64, u64> = HashMap::new();
+    for (tag, sequence) in &want.have {
+        let has = have.entry(*tag).or_default();
+        *has = (*has).max(*sequence);
+    }
     let members = knowledge.members.iter();
     members
         .filter(move |(identity, _)| (first..=last).contains(&identity.as_bytes()[0]))
-        .filter(|(identity, (sequence, _))| {
-            let tag = tag(identity);
-            !want
-                .have
-                .iter()
-                .any(|(other, has)| *other == tag && has >= sequence)
+        .filter(move |(identity, (sequence, _))| {
+            let has = have.get(&tag(identity));
+            has.is_none_or(|has| has < sequence)
         })
         .map(|(_, (_, member))| member.clone())
 }

@@ -162,7 +162,7 @@ impl Net {
         for at in 0..self.nodes.len() {
             while let Some(output) = self.nodes[at].gossip.poll_output() {
                 match output {
-                    GossipOutput::HandedOver(handover) => {
+                    GossipOutput::HandedOver { handover, .. } => {
                         self.handed.push((self.now, at, handover.clone()));
                         let now = self.now;
                         self.nodes[at].take(&handover, now);
@@ -349,7 +349,7 @@ fn a_thousand_neighbours_with_two_thousand_records_do_not_flood() {
                 } => {
                     *sent.entry(now.as_secs()).or_default() += 1;
                 }
-                GossipOutput::Send { .. } | GossipOutput::HandedOver(_) => {}
+                GossipOutput::Send { .. } | GossipOutput::HandedOver { .. } => {}
             }
         }
     }
@@ -402,7 +402,7 @@ fn what_is_known_or_was_just_handed_over_is_not_handed_over_again() {
         gossip.handle_timeout(now);
         while let Some(output) = gossip.poll_output() {
             match output {
-                GossipOutput::HandedOver(handover) => handed.push(handover),
+                GossipOutput::HandedOver { handover, .. } => handed.push(handover),
                 GossipOutput::Send { .. } => {}
             }
         }
@@ -432,7 +432,7 @@ fn entries_wait_for_their_parents_and_go_on_in_order() {
         }
         while let Some(output) = gossip.poll_output() {
             match output {
-                GossipOutput::HandedOver(handover) => handed.extend(handover.entries),
+                GossipOutput::HandedOver { handover, .. } => handed.extend(handover.entries),
                 GossipOutput::Send { .. } => {}
             }
         }
@@ -487,11 +487,203 @@ fn who_asks_without_end_gets_two_hundred_parts_a_second() {
                     message: Control::Part(_),
                     ..
                 } => parts += 1,
-                GossipOutput::Send { .. } | GossipOutput::HandedOver(_) => {}
+                GossipOutput::Send { .. } | GossipOutput::HandedOver { .. } => {}
             }
         }
     }
     assert!((500..=2020).contains(&parts), "{parts} in ten seconds");
+}
+
+/// One gateway that knows of three neighbours, and what they send to it.
+struct Listener {
+    gossip: Gossip,
+    now: Duration,
+    id: u64,
+}
+
+impl Listener {
+    fn new(entries: Vec<SignedEntry>) -> Listener {
+        let now = Duration::from_secs(100);
+        let mut gossip = Gossip::new(key(1).public(), 1, now);
+        gossip.handle_knowledge(knowledge(entries, BTreeMap::new()), now);
+        for neighbour in [2, 3, 4] {
+            gossip.handle_up(&key(neighbour).public(), now);
+        }
+        gossip.handle_timeout(now);
+        let mut listener = Listener { gossip, now, id: 0 };
+        // The first thing that comes goes on at once.
+        listener.come(4, &[entry(0, NOTHING_BEFORE, 99).bytes().to_vec()]);
+        while listener.gossip.poll_output().is_some() {}
+        listener
+    }
+
+    fn come(&mut self, from: u16, entries: &[Vec<u8>]) {
+        self.id += 1;
+        let handover = Handover {
+            entries: entries.to_vec(),
+            members: Vec::new(),
+        };
+        for part in parcel::cut(&handover, self.id).unwrap() {
+            let message = GossipMessage::Part(part);
+            self.gossip
+                .handle_message(&key(from).public(), message, self.now);
+        }
+    }
+
+    /// What is handed over now, and by whom it was sent.
+    fn turn(&mut self) -> Vec<(PublicKey, Vec<Vec<u8>>)> {
+        self.now += Duration::from_millis(100);
+        self.gossip.handle_timeout(self.now);
+        let mut turn = Vec::new();
+        while let Some(output) = self.gossip.poll_output() {
+            match output {
+                GossipOutput::HandedOver { from, handover } => turn.push((from, handover.entries)),
+                GossipOutput::Send { .. } => {}
+            }
+        }
+        turn
+    }
+}
+
+fn spoilt(entry: &SignedEntry, by: u8) -> Vec<u8> {
+    let mut bytes = entry.bytes().to_vec();
+    *bytes.last_mut().unwrap() ^= by;
+    bytes
+}
+
+#[test]
+fn a_spoilt_copy_keeps_neither_the_entry_of_another_neighbour_away_nor_its_own() {
+    let entries = chain(3);
+    let mut listener = Listener::new(entries[..1].to_vec());
+    let [liar, honest] = [key(2).public(), key(3).public()];
+    let genuine: Vec<Vec<u8>> = entries[1..].iter().map(|e| e.bytes().to_vec()).collect();
+    // The second one waits for its parent, under a spoilt signature.
+    listener.come(2, &[spoilt(&entries[2], 1)]);
+    listener.come(2, &[spoilt(&entries[1], 1)]);
+    assert_eq!(listener.turn().len(), 1);
+    let digest = Digest {
+        heads: vec![entries[2].hash().0],
+        records: listener.gossip.knowledge.records.0,
+    };
+    assert!(!listener.gossip.lacks(&liar, &digest, listener.now));
+    assert!(listener.gossip.lacks(&honest, &digest, listener.now));
+    listener.come(3, &genuine[1..]);
+    listener.come(3, &genuine[..1]);
+    listener.come(2, &genuine);
+    let mut turn = listener.turn();
+    turn.sort();
+    let mut expected = [(liar, genuine.clone()), (honest, genuine)];
+    expected.sort();
+    assert_eq!(turn, expected);
+}
+
+#[test]
+fn one_that_sends_lies_without_end_has_a_handover_of_its_own_and_one_turn_like_others() {
+    let entries = chain(2);
+    let mut listener = Listener::new(entries[..1].to_vec());
+    for round in 0..20 {
+        let lie = |by: u8| {
+            let mut lie = spoilt(&entries[1], by);
+            lie.reverse();
+            lie[1] ^= round as u8;
+            lie.reverse();
+            lie
+        };
+        for by in 1..40 {
+            listener.come(2, &[lie(by)]);
+            listener.come(4, &[lie(40 + by)]);
+        }
+        if round % 3 == 0 {
+            let honest = entry(1, entries[0].hash(), 100 + round);
+            let honest = honest.bytes().to_vec();
+            listener.come(3, std::slice::from_ref(&honest));
+            let turn = listener.turn();
+            let others = turn.iter().filter(|(from, _)| *from == key(3).public());
+            let others: Vec<_> = others.map(|(_, entries)| entries.clone()).collect();
+            assert_eq!(others, [vec![honest]], "round {round}");
+            assert!(turn.len() <= 3);
+        } else {
+            assert!(listener.turn().len() <= 2);
+        }
+    }
+}
+
+#[test]
+fn what_another_neighbour_made_known_meanwhile_is_not_handed_over() {
+    let entries = chain(2);
+    let mut listener = Listener::new(entries[..1].to_vec());
+    listener.come(2, &[spoilt(&entries[1], 1)]);
+    assert_eq!(listener.turn().len(), 1);
+    listener.come(3, &[entries[1].bytes().to_vec()]);
+    let knowledge = knowledge(entries, BTreeMap::new());
+    listener.gossip.handle_knowledge(knowledge, listener.now);
+    assert_eq!(listener.turn(), []);
+    assert_eq!(listener.gossip.intake.due(), None);
+}
+
+#[test]
+fn who_starts_anew_all_the_time_is_not_listened_to_more() {
+    let mut listener = Listener::new(chain(1));
+    let liar = key(2).public();
+    let first = listener.gossip.knowledge.entries[0].hash();
+    let mut handed = 0;
+    for label in 0..1000 {
+        if label % 10 == 0 {
+            listener.gossip.handle_up(&liar, listener.now);
+        }
+        if label % 100 == 50 {
+            listener.gossip.handle_gone(&liar);
+            listener.gossip.handle_up(&key(3).public(), listener.now);
+            listener.gossip.handle_up(&liar, listener.now);
+        }
+        listener.come(2, &[entry(1, first, label).bytes().to_vec()]);
+    }
+    for _ in 0..5 {
+        let turn = listener.turn();
+        handed += turn.iter().map(|(_, entries)| entries.len()).sum::<usize>();
+    }
+    assert_eq!(handed, 400);
+    listener.now += Duration::from_secs(10);
+    listener.gossip.handle_gone(&liar);
+    listener.gossip.handle_up(&key(3).public(), listener.now);
+    assert!(listener.gossip.limits.is_empty());
+}
+
+#[test]
+fn who_asks_for_records_all_the_time_is_answered_now_and_then() {
+    let now = Duration::from_secs(100);
+    let mut gossip = Gossip::new(key(1).public(), 1, now);
+    let known = members((1..1000).map(|number| (number, 1)));
+    gossip.handle_knowledge(knowledge(chain(1), known), now);
+    let asks = |gossip: &mut Gossip| {
+        for byte in 0..=255 {
+            let want = Want {
+                heads: vec![],
+                have: vec![(0, 0)],
+                span: (byte, byte),
+            };
+            gossip.handle_message(&key(2).public(), GossipMessage::Want(want), now);
+        }
+    };
+    gossip.handle_up(&key(2).public(), now);
+    asks(&mut gossip);
+    gossip.handle_up(&key(2).public(), now);
+    asks(&mut gossip);
+    let mut parts = 0;
+    for tick in 0..200 {
+        gossip.handle_timeout(now + Duration::from_millis(50) * tick);
+        while let Some(output) = gossip.poll_output() {
+            match output {
+                GossipOutput::Send {
+                    message: Control::Part(_),
+                    ..
+                } => parts += 1,
+                GossipOutput::Send { .. } | GossipOutput::HandedOver { .. } => {}
+            }
+        }
+    }
+    // Of four records each, one a part, in 24 answers.
+    assert!((1..=150).contains(&parts), "{parts}");
 }
 
 proptest! {

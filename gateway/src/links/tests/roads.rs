@@ -251,7 +251,7 @@ impl Roads {
             Event::Mtu { mtu, .. } => side.mtu = mtu,
             Event::Relay { wanted, .. } => side.relay_wanted.push((now, wanted)),
             Event::Changed { change, .. } => side.changes.push((now, change)),
-            Event::HandedOver(handover) => side.handed_over += handover.entries.len(),
+            Event::HandedOver { handover, .. } => side.handed_over += handover.entries.len(),
             Event::CarriersChanged | Event::Ponged { .. } | Event::Left => {}
         }
     }

@@ -13,7 +13,8 @@ use crate::follow::refused::Item;
 
 /// Of one handover; the rest is offered again.
 const MAX_BLOBS: usize = 4096;
-/// Whoever hands over so much that does not hold lies, and is not listened to further.
+/// Whoever hands over so much that does not hold lies, and is not listened to further. Every
+/// handover is of one neighbour alone, so that this costs nobody else's word.
 const MAX_REFUSED: usize = 32;
 /// Taken in one turn with the register: others wait for it while signatures are checked.
 const PIECE: usize = 32;
