@@ -407,7 +407,7 @@ impl Link {
             match output {
                 PathOutput::Probe { to, nonce } => self.probe(to, nonce, SMALL_PROBE, desk),
                 PathOutput::Use { from, to } => {
-                    self.mtu.handle_path(to, now);
+                    self.mtu.handle_path(to, self.paths.has_echoed(to), now);
                     let of = self.of;
                     desk.events.push_back(Event::UsePath { of, address: to });
                     if let Some(from) = from {
@@ -423,6 +423,11 @@ impl Link {
                     desk.say(&self.of, &Control::Candidates { addresses });
                 }
             }
+        }
+        if let Some((path, _)) = self.paths.in_use()
+            && self.paths.has_echoed(path)
+        {
+            self.mtu.handle_path_echoed(now);
         }
     }
 

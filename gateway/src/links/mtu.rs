@@ -83,6 +83,9 @@ enum State {
     Resting {
         since: Duration,
     },
+    /// The path has shown nothing yet: only its first echo proves that somebody is there who wants
+    /// what is sent.
+    Held,
     /// Nothing was echoed at all.
     Waiting {
         until: Duration,
@@ -125,8 +128,8 @@ impl MtuSearch {
         }
     }
 
-    /// The path in use.
-    pub(crate) fn handle_path(&mut self, path: SocketAddr, now: Duration) {
+    /// The path in use, and whether it ever echoed anything.
+    pub(crate) fn handle_path(&mut self, path: SocketAddr, has_echoed: bool, now: Duration) {
         if self.path == Some(path) {
             return;
         }
@@ -144,7 +147,22 @@ impl MtuSearch {
         let known = self.remembered.iter().find(|(known, _)| *known == path);
         self.set_mtu(known.map_or(START, |(_, mtu)| *mtu));
         self.unanswered = UNANSWERED;
-        self.search(now);
+        if has_echoed {
+            self.search(now);
+        } else {
+            self.confirm = None;
+            self.outstanding.clear();
+            self.low = 0;
+            self.high = None;
+            self.state = State::Held;
+        }
+    }
+
+    /// The path in use has echoed something.
+    pub(crate) fn handle_path_echoed(&mut self, now: Duration) {
+        if matches!(self.state, State::Held) {
+            self.search(now);
+        }
     }
 
     /// Large packets that were sealed for this link since its start.
@@ -195,7 +213,7 @@ impl MtuSearch {
             State::Searching(round) if now >= round.due => self.go_on(now),
             State::Resting { since } if now >= self.grow_at(*since) => self.grow(now),
             State::Waiting { until } if now >= *until && self.path.is_some() => self.search(now),
-            State::Searching(_) | State::Resting { .. } | State::Waiting { .. } => {}
+            State::Searching(_) | State::Resting { .. } | State::Waiting { .. } | State::Held => {}
         }
     }
 
@@ -205,6 +223,7 @@ impl MtuSearch {
             State::Searching(round) => round.due,
             State::Resting { since } => self.grow_at(*since),
             State::Waiting { until } => *until,
+            State::Held => return None,
         };
         let confirm = self.confirm.as_ref();
         Some(confirm.map_or(next, |confirm| next.min(confirm.due)))
@@ -240,7 +259,7 @@ impl MtuSearch {
                 }
             }
             State::Resting { .. } | State::Waiting { .. } if was_wrong => self.grow(now),
-            State::Resting { .. } | State::Waiting { .. } => {}
+            State::Resting { .. } | State::Waiting { .. } | State::Held => {}
         }
     }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::dice::Dice;
 use super::{CandidateState, PathKind};
 use candidate::{Candidate, is_usable, plain};
-use newcomer::Newcomers;
+use newcomer::{Leap, Newcomers};
 
 const MAX_CANDIDATES: usize = 16;
 /// Of these at most so many are observed or told, so that a record's always find room.
@@ -109,6 +109,7 @@ pub(crate) struct Paths {
     in_use: Option<SocketAddr>,
     /// Since when.
     in_use_since: Duration,
+    leap: Leap,
     has_session: bool,
     life: Life,
     relay: Relay,
@@ -190,6 +191,7 @@ impl Paths {
             candidates: Vec::new(),
             in_use: None,
             in_use_since: now,
+            leap: Leap::default(),
             has_session: false,
             life: Life {
                 heard: now,
@@ -326,7 +328,7 @@ impl Paths {
         if in_use == Some(source) {
             self.end_doubt(now);
         } else if in_use.is_none() || (self.is_silent() && is_worth_it) {
-            self.use_path(source, in_use, now);
+            self.leap(source, now);
         } else if is_known && last.is_none_or(|last| now >= last + SPEAKS_ANEW) {
             self.doubt(now);
         }
@@ -397,6 +399,7 @@ impl Paths {
         let known = candidate.rtt.filter(|_| !is_telling);
         let trip = known.unwrap_or_else(|| candidate.trip_with(trip));
         candidate.handle_answered(trip, rest, now);
+        self.leap.handle_echo(sent.to);
         self.handle_answer(sent, now);
         true
     }
@@ -407,6 +410,9 @@ impl Paths {
         }
         if self.runner_up_at().is_some_and(|at| now >= at) {
             self.take_runner_up(now);
+        }
+        if self.leap.back_at().is_some_and(|at| now >= at) {
+            self.leap_back(now);
         }
         self.judge_relay(now);
         if self.relay.punch_at.is_some_and(|at| now >= at) {
@@ -426,6 +432,7 @@ impl Paths {
             probes.filter(|_| self.has_session),
             self.silent_at(),
             self.runner_up_at(),
+            self.leap.back_at(),
             wanted,
             back,
             self.relay.punch_at,
@@ -449,6 +456,11 @@ impl Paths {
     pub(crate) fn rtt(&self) -> Option<Rtt> {
         let in_use = self.in_use?;
         self.candidates.iter().find(|c| c.address == in_use)?.rtt
+    }
+
+    pub(crate) fn has_echoed(&self, address: SocketAddr) -> bool {
+        let mut candidates = self.candidates.iter();
+        candidates.any(|c| c.address == address && c.answered.is_some())
     }
 
     /// Of ours, as the other side saw it last.

@@ -48,7 +48,7 @@ impl Wire {
             changes: Vec::new(),
             sent: Vec::new(),
         };
-        wire.search.handle_path(path(1), now);
+        wire.search.handle_path(path(1), true, now);
         wire.drain();
         wire
     }
@@ -230,11 +230,11 @@ fn each_path_has_its_own_size_and_a_former_one_is_remembered() {
     wire.mtu.insert(path(2), 1300);
     wire.run(Duration::from_secs(3));
     assert_eq!(wire.search.mtu(), 8920);
-    wire.search.handle_path(path(2), wire.now);
+    wire.search.handle_path(path(2), true, wire.now);
     assert_eq!(wire.search.mtu(), START, "nothing is known of it");
     wire.run(Duration::from_secs(3));
     assert!((1297..=1300).contains(&wire.search.mtu()));
-    wire.search.handle_path(path(1), wire.now);
+    wire.search.handle_path(path(1), true, wire.now);
     assert_eq!(wire.search.mtu(), 8920, "at once");
     wire.mtu.insert(path(1), 1380);
     wire.run(Duration::from_secs(3));
@@ -245,6 +245,20 @@ fn each_path_has_its_own_size_and_a_former_one_is_remembered() {
 }
 
 #[test]
+fn a_path_that_has_echoed_nothing_gets_no_probes_of_sizes() {
+    let mut wire = Wire::new(1420, 0, 3);
+    wire.run(Duration::from_secs(5));
+    wire.search.handle_path(path(2), false, wire.now);
+    while let Some(output) = wire.search.poll_output() {
+        assert_eq!(output, MtuOutput::Changed(START));
+    }
+    assert_eq!(wire.search.poll_timeout(), None);
+    wire.search.handle_path_echoed(wire.now);
+    let first = wire.search.poll_output();
+    assert!(matches!(first, Some(MtuOutput::Probe { to, .. }) if to == path(2)));
+}
+
+#[test]
 fn an_echo_that_was_not_asked_for_or_comes_twice_or_by_another_path_changes_nothing() {
     let mut wire = Wire::new(1300, 0, 1);
     wire.run(Duration::from_secs(3));
@@ -252,7 +266,7 @@ fn an_echo_that_was_not_asked_for_or_comes_twice_or_by_another_path_changes_noth
     for nonce in 0..1000 {
         assert!(!wire.search.handle_echo(nonce, wire.now));
     }
-    wire.search.handle_path(path(2), wire.now);
+    wire.search.handle_path(path(2), true, wire.now);
     let mut large = Vec::new();
     while let Some(output) = wire.search.poll_output() {
         if let MtuOutput::Probe {
@@ -265,7 +279,7 @@ fn an_echo_that_was_not_asked_for_or_comes_twice_or_by_another_path_changes_noth
         }
     }
     assert!(!large.is_empty());
-    wire.search.handle_path(path(1), wire.now);
+    wire.search.handle_path(path(1), true, wire.now);
     for nonce in large {
         assert!(
             !wire.search.handle_echo(nonce, wire.now),

@@ -8,12 +8,38 @@ use std::time::Duration;
 use proto::name::Name;
 
 use super::candidate::{Candidate, is_usable, plain};
-use super::{MAX_OBSERVED, PathKind, Paths, TELL_APART};
+use super::{Cause, MAX_OBSERVED, PathKind, Paths, TELL_APART};
 use crate::links::prefixes::Prefixes;
 
 /// Probes to addresses that never answered: so many at once, then one each so often.
 const PROBES: u32 = 12;
 const PROBES_APART: Duration = Duration::from_secs(1);
+
+/// Who is to be sent to without having echoed does so by then.
+const LEAP: Duration = Duration::from_secs(1);
+/// After one who did not, the next has to echo first.
+const LEAPS_APART: Duration = Duration::from_secs(10);
+
+/// A path that was taken only because something came from there while the one before was silent.
+/// What came may be forged: nothing but an echo shows who is there.
+#[derive(Debug, Default)]
+pub(super) struct Leap {
+    /// Where to, where from and when; until the echo.
+    under_way: Option<(SocketAddr, Option<SocketAddr>, Duration)>,
+    failed: Option<Duration>,
+}
+
+impl Leap {
+    pub(super) fn back_at(&self) -> Option<Duration> {
+        self.under_way.map(|(_, _, at)| at + LEAP)
+    }
+
+    pub(super) fn handle_echo(&mut self, from: SocketAddr) {
+        if self.under_way.is_some_and(|(to, ..)| to == from) {
+            *self = Leap::default();
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Newcomers {
@@ -95,6 +121,37 @@ impl Paths {
             self.observe(source, now);
         }
         is_new
+    }
+
+    /// A source is taken at once, on trial unless it has echoed before. One at a time: while one is
+    /// on trial and for some time after it failed, others have to echo first.
+    pub(super) fn leap(&mut self, to: SocketAddr, now: Duration) {
+        let from = self.in_use;
+        if self.has_echoed(to) {
+            self.use_path(to, from, now);
+            return;
+        }
+        let has_failed = self.leap.failed.is_some_and(|at| now < at + LEAPS_APART);
+        if self.leap.under_way.is_none() && !has_failed {
+            self.leap.under_way = Some((to, from, now));
+            self.use_path(to, from, now);
+        }
+    }
+
+    /// Nobody has echoed there: back to what did once, and whatever echoes first is taken.
+    pub(super) fn leap_back(&mut self, now: Duration) {
+        let Some((to, from, _)) = self.leap.under_way.take() else {
+            return;
+        };
+        self.leap.failed = Some(now);
+        if self.in_use != Some(to) {
+            return;
+        }
+        let former = from.filter(|from| self.has_echoed(*from));
+        if let Some(back) = former.or_else(|| self.best_answered()) {
+            self.use_path(back, Some(to), now);
+        }
+        self.search(Cause::Unanswered, now);
     }
 
     /// Takes an address that was seen or told; the least worth of its like makes room.

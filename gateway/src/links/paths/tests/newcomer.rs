@@ -80,3 +80,24 @@ fn what_lies_in_a_foreign_prefix_is_refused_and_counted() {
     world.paths.handle_source(here, world.now);
     assert_eq!(world.paths.addresses(), [at(1), peer, here]);
 }
+
+/// What is silent is left for forged sources, which echo nothing.
+#[test]
+fn a_source_that_echoes_nothing_is_left_after_a_second_and_no_other_is_followed_unasked() {
+    let mut world = World::connected(&[(at(1), 20)]);
+    world.run(ms(2000));
+    world.forget();
+    let began = world.now;
+    for turn in 0..100 {
+        // It says that it hears nothing of us, and seems to move each time.
+        let busy = ms(100);
+        world.paths.handle_hello(busy, None, busy, world.now);
+        world.paths.handle_source(stranger(turn), world.now);
+        world.run(ms(90));
+    }
+    let strangers: Vec<_> = world.uses.iter().filter(|(_, to)| *to != at(1)).collect();
+    assert_eq!(strangers.len(), 1, "{strangers:?}");
+    let back = world.uses.iter().find(|(_, to)| *to == at(1)).unwrap();
+    assert!(back.0 <= began + ms(1500), "{:?}", back.0 - began);
+    assert_eq!(world.in_use(), at(1));
+}
