@@ -260,11 +260,7 @@ impl Links {
     }
 
     pub fn handle_timeout(&mut self, now: Duration) {
-        if self.poll_timeout().is_some_and(|due| now > due + SLEPT) {
-            self.links
-                .values_mut()
-                .for_each(|link| link.handle_slept(now));
-        }
+        self.spare(self.poll_timeout(), now);
         while let Some(of) = self.timers.pop(now) {
             self.settle(&of, now);
         }
@@ -359,7 +355,10 @@ impl Links {
     /// silent; not again and again, or who never runs in time would call nobody so.
     fn wake(&mut self, now: Duration) {
         let input_before = std::mem::replace(&mut self.input_at, now);
-        let due = self.timers.first().map(|due| due.max(input_before));
+        self.spare(self.timers.first().map(|due| due.max(input_before)), now);
+    }
+
+    fn spare(&mut self, due: Option<Duration>, now: Duration) {
         if due.is_some_and(|due| now > due + SLEPT) && now > self.woke_at + SLEPT_APART {
             self.woke_at = now;
             let links = self.links.values_mut();
@@ -388,7 +387,7 @@ impl Links {
             Control::Word(word) => self.handle_word(from, word, now),
             Control::Lost(lost) => {
                 let link = self.links.get_mut(from).filter(|link| link.is_sibling);
-                if link.is_some_and(|link| link.hears.handle_lost(&lost)) {
+                if link.is_some_and(|link| link.hears.handle_lost(&lost, &self.told)) {
                     self.refresh_lost();
                 }
             }

@@ -26,6 +26,10 @@ use super::{Change, Counters, Event, Gateway, LinkStatus, Why};
 /// A probe that only asks for a path's life.
 const SMALL_PROBE: u16 = 128;
 
+/// Who was cleared of a word is not asked again for so long, whoever repeats it: under losses one
+/// inquiry after the other would take a healthy gateway out in the end.
+const INQUIRIES_APART: Duration = Duration::from_secs(5);
+
 pub(super) struct Link {
     pub(super) of: PublicKey,
     pub(super) gateway: Gateway,
@@ -45,6 +49,8 @@ pub(super) struct Link {
     boots: Boots,
     watch: Watch,
     inquiry: Option<Inquiry>,
+    /// When it answered the last one.
+    cleared_at: Option<Duration>,
     /// When it was taken out because nothing cleared it of a word.
     accused_at: Option<Duration>,
     /// The boot that said goodbye.
@@ -90,6 +96,7 @@ impl Link {
             boots: Boots::default(),
             watch: Watch::default(),
             inquiry: None,
+            cleared_at: None,
             accused_at: None,
             left: None,
             pings: Pings::default(),
@@ -175,7 +182,8 @@ impl Link {
 
     /// A sibling of it says that it is dead.
     pub(super) fn handle_word(&mut self, now: Duration) {
-        if self.state.is_ok() && self.inquiry.is_none() {
+        let is_again = self.cleared_at.is_some_and(|at| now < at + INQUIRIES_APART);
+        if self.state.is_ok() && self.inquiry.is_none() && !is_again {
             let wait = self.paths.rtt().map(Rtt::limit);
             self.inquiry = Some(Inquiry::new(wait, now));
         }
@@ -355,6 +363,7 @@ impl Link {
                 self.hears.forget();
                 self.left = self.left.filter(|left| *left == hello.boot);
                 self.inquiry = None;
+                self.cleared_at = None;
                 self.accused_at = None;
                 self.is_other_boot = true;
             }
@@ -467,6 +476,7 @@ impl Link {
         if let Some(is_dead) = inquiry.and_then(|inquiry| inquiry.verdict(now)) {
             self.inquiry = None;
             self.accused_at = is_dead.then_some(now);
+            self.cleared_at = (!is_dead).then_some(now);
         }
         let are_two = self.boots.are_two(now);
         if are_two && !self.were_two {

@@ -42,6 +42,11 @@ impl Told {
         self.is_changed = true;
     }
 
+    /// Whether there is a site with this tag.
+    pub(crate) fn knows(&self, tag: u64) -> bool {
+        self.lost.contains(&tag) || self.reached.contains(&tag)
+    }
+
     pub(crate) fn poll(&mut self, now: Duration) -> Vec<Control> {
         if self.poll_timeout().is_none_or(|at| now < at) {
             return Vec::new();
@@ -93,15 +98,17 @@ pub(crate) struct Hears {
 }
 
 impl Hears {
-    /// Whether anything changed.
-    pub(crate) fn handle_lost(&mut self, said: &Lost) -> bool {
+    /// Whether anything changed. Of what we do not know nothing is kept: it would be endless.
+    pub(crate) fn handle_lost(&mut self, said: &Lost, sites: &Told) -> bool {
         let (from, to) = said.span;
         if from > to {
             return false;
         }
         let before: BTreeSet<u64> = self.lost.range(from..=to).copied().collect();
         let said_sites = said.sites.iter().copied();
-        let after: BTreeSet<u64> = said_sites.filter(|tag| (from..=to).contains(tag)).collect();
+        let after: BTreeSet<u64> = said_sites
+            .filter(|tag| (from..=to).contains(tag) && sites.knows(*tag))
+            .collect();
         let changed = before != after || self.all != said.all || !self.has_told;
         if changed {
             self.lost.retain(|tag| !(from..=to).contains(tag));
@@ -153,7 +160,7 @@ mod tests {
             for lost in said(told.poll(Duration::ZERO)) {
                 let bytes = proto::codec::encode(&Control::Lost(lost.clone())).unwrap();
                 assert!(bytes.len() <= proto::control::MAX_MESSAGE);
-                hears.handle_lost(&lost);
+                hears.handle_lost(&lost, &told);
             }
             assert!((0..count).all(|number| !hears.reaches(&site(number))));
             assert!(hears.reaches(&site(2000)));
@@ -166,12 +173,15 @@ mod tests {
         told.handle_site(&site(3000), Some(false));
         told.handle_site(&site(1), Some(true));
         let mut hears = Hears::default();
-        assert!(hears.handle_lost(&said(told.poll(Duration::ZERO))[0]));
+        let first = said(told.poll(Duration::ZERO));
+        assert!(hears.handle_lost(&first[0], &told));
         assert!(told.poll(Duration::from_millis(900)).is_empty());
         told.handle_site(&site(1), Some(false));
-        assert!(hears.handle_lost(&said(told.poll(Duration::from_millis(901)))[0]));
+        let second = said(told.poll(Duration::from_millis(901)));
+        assert!(hears.handle_lost(&second[0], &told));
         assert!(hears.reaches(&site(1)));
-        assert!(!hears.handle_lost(&said(told.poll(Duration::from_millis(1901)))[0]));
+        let third = said(told.poll(Duration::from_millis(1901)));
+        assert!(!hears.handle_lost(&third[0], &told));
     }
 
     #[test]
@@ -181,7 +191,25 @@ mod tests {
         let said = said(told.poll(Duration::ZERO));
         assert_eq!(said.len(), 1);
         let mut hears = Hears::default();
-        hears.handle_lost(&said[0]);
+        hears.handle_lost(&said[0], &told);
         assert!(!hears.reaches(&site(5000)));
+    }
+
+    #[test]
+    fn made_up_sites_fill_no_memory() {
+        let mut told = Told::default();
+        told.handle_site(&site(1), Some(false));
+        let mut hears = Hears::default();
+        for round in 0..100 {
+            let made_up = (0..100).map(|number| round * 100 + number);
+            let lost = Lost {
+                all: false,
+                span: (round * 100, round * 100 + 99),
+                sites: made_up.collect(),
+            };
+            hears.handle_lost(&lost, &told);
+        }
+        assert_eq!(hears.lost.len(), 0);
+        assert!(hears.reaches(&site(1)));
     }
 }

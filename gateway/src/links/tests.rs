@@ -324,6 +324,20 @@ fn whatever_control_bytes_come_nothing_breaks() {
 }
 
 #[test]
+fn a_gateway_that_always_runs_late_still_sees_who_is_dead() {
+    let mut wire = pair(NEAR, 12);
+    let links = &mut wire.nodes[0].links;
+    let died = wire.now;
+    let mut now = died;
+    while now < died + ms(20_000) {
+        now = links.poll_timeout().unwrap().max(now) + ms(150);
+        links.handle_timeout(now);
+        while links.poll_transmit().is_some() || links.poll_event().is_some() {}
+    }
+    assert!(links.statuses(now).iter().all(|link| link.state.is_err()));
+}
+
+#[test]
 fn a_ping_comes_back() {
     let mut wire = pair(NEAR, 11);
     let to = wire.nodes[1].of;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proto::control::{self, Control, Word};
 
 use super::wire::{Wire, identity, ms};
-use super::{FAR, NEAR, Why};
+use super::{Change, FAR, NEAR, Why};
 
 /// `a` is 0 and 1, `b` is 2; all up, both of `a` carry, data flows between b and each of a.
 fn sites(latency: Duration, seed: u64) -> Wire {
@@ -80,6 +80,31 @@ fn a_false_accusation_at_300_ms_round_trip_is_cleared() {
     wire.run(ms(2000));
     assert_eq!(wire.changes(2, 0, began), []);
     assert_eq!(wire.nodes[2].links.refused().words, 0);
+}
+
+#[test]
+fn a_word_that_is_repeated_without_end_takes_nobody_out_under_losses() {
+    let mut down = 0;
+    for seed in 0..10 {
+        let mut wire = sites(NEAR, seed);
+        wire.load.clear();
+        wire.run(ms(5000));
+        wire.loss = 20;
+        let began = wire.now;
+        let word = Control::Word(Word {
+            accused: *identity(0).public().as_bytes(),
+            boot: 1000,
+        });
+        for _ in 0..600 {
+            let of = (&identity(1).public(), &identity(2).public());
+            wire.control(1, 2, control::packet(&word, of.0, of.1, 0));
+            wire.run(ms(100));
+        }
+        let changes = wire.changes(2, 0, began);
+        let accused = |(_, change): &&(Duration, Change)| *change == Change::Down(Why::Accused);
+        down += changes.iter().filter(accused).count();
+    }
+    assert!(down <= 12, "{down} times in ten minutes");
 }
 
 #[test]
