@@ -17,7 +17,7 @@ use crate::lab::Namespace;
 /// With so many flows over two gateways, one of them is left out once in 2^31 runs.
 const FLOWS: usize = 32;
 /// Between two datagrams of one flow.
-const INTERVAL: Duration = Duration::from_millis(10);
+const INTERVAL: Duration = Duration::from_millis(20);
 /// What is under way when the sender stops.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -141,9 +141,10 @@ fn send(sockets: &[UdpSocket], target: SocketAddr, ended: &AtomicBool) -> Vec<u6
             // An error that an earlier one left behind costs one number, which then counts as lost.
             let _ = socket.send_to(&datagram, target);
             sent[flow] += 1;
+            // One after the other: a burst of all would measure queues.
+            due += INTERVAL / sockets.len() as u32;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
-        due += INTERVAL;
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     sent
 }
