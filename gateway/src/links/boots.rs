@@ -23,6 +23,17 @@ pub(crate) enum Speaker {
     Old,
 }
 
+/// What of a hello tells who speaks, and when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Speech {
+    pub(crate) boot: u64,
+    pub(crate) number: u64,
+    /// The last hello of ours that it names as heard.
+    pub(crate) heard: Option<u64>,
+    /// The last that we sent.
+    pub(crate) ours: u64,
+}
+
 /// The first is the one that counts.
 #[derive(Default)]
 pub(crate) struct Boots {
@@ -36,16 +47,27 @@ struct Boot {
     id: u64,
     number: u64,
     heard: Duration,
-    replaced: Option<Duration>,
+    replaced: Option<Replaced>,
+}
+
+/// When it was replaced, and the last hello that we had sent by then.
+#[derive(Clone, Copy)]
+struct Replaced {
+    at: Duration,
+    ours: u64,
 }
 
 impl Boots {
-    /// A hello with this number came from a boot.
-    pub(crate) fn handle_hello(&mut self, id: u64, number: u64, now: Duration) -> Speaker {
+    /// A hello came. One of a boot that was replaced counts only if it names a hello of ours that
+    /// was sent later: any other may be an old one that was kept back on its way.
+    pub(crate) fn handle_hello(&mut self, speech: Speech, now: Duration) -> Speaker {
+        let Speech {
+            boot: id, number, ..
+        } = speech;
         let current = self.seen.front();
         let is_silent = current.is_none_or(|boot| now >= boot.heard + SILENCE);
         let Some(at) = self.seen.iter().position(|boot| boot.id == id) else {
-            self.replace(id, number, now);
+            self.replace(speech, now);
             return Speaker::New;
         };
         let Some(boot) = self.seen.get_mut(at) else {
@@ -54,9 +76,13 @@ impl Boots {
         if number <= boot.number {
             return if at == 0 { Speaker::Same } else { Speaker::Old };
         }
+        let is_old = boot.replaced.is_some_and(|replaced| {
+            let lives = speech.heard.is_some_and(|heard| heard > replaced.ours);
+            now < replaced.at + STRAGGLES || !lives
+        });
         boot.number = number;
         boot.heard = now;
-        if boot.replaced.is_some_and(|at| now < at + STRAGGLES) {
+        if is_old {
             return Speaker::Old;
         }
         if self.last_speaker != Some(id) {
@@ -67,7 +93,7 @@ impl Boots {
             Speaker::Same
         } else if is_silent {
             self.seen.remove(at);
-            self.replace(id, number, now);
+            self.replace(speech, now);
             Speaker::New
         } else {
             Speaker::Old
@@ -83,19 +109,22 @@ impl Boots {
         self.alarmed_until
     }
 
-    fn replace(&mut self, id: u64, number: u64, now: Duration) {
+    fn replace(&mut self, speech: Speech, now: Duration) {
         if let Some(current) = self.seen.front_mut() {
-            current.replaced = Some(now);
+            current.replaced = Some(Replaced {
+                at: now,
+                ours: speech.ours,
+            });
         }
         let replaced = None;
         self.seen.push_front(Boot {
-            id,
-            number,
+            id: speech.boot,
+            number: speech.number,
             heard: now,
             replaced,
         });
         self.seen.truncate(REMEMBERED);
-        self.last_speaker = Some(id);
+        self.last_speaker = Some(speech.boot);
         if self.are_two(now) {
             self.alarmed_until = Some(now + QUIET);
         }
@@ -123,29 +152,67 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
+    /// From one that lives: it has heard the last hello of ours, one a millisecond.
+    fn hello(boots: &mut Boots, boot: u64, number: u64, now: Duration) -> Speaker {
+        let ours = now.as_millis() as u64;
+        let speech = Speech {
+            boot,
+            number,
+            heard: Some(ours),
+            ours,
+        };
+        boots.handle_hello(speech, now)
+    }
+
+    #[test]
+    fn hellos_that_were_kept_back_before_a_restart_are_nobodys_turn() {
+        let mut boots = Boots::default();
+        let mut say = |boot, number, heard, at_ms: u64| {
+            let speech = Speech {
+                boot,
+                number,
+                heard,
+                ours: at_ms / 100,
+            };
+            let speaker = boots.handle_hello(speech, at(at_ms));
+            (speaker, boots.are_two(at(at_ms)))
+        };
+        say(1, 1, Some(4), 500);
+        say(2, 1, None, 1000);
+        for kept in 0..5 {
+            let now = 2500 + 1000 * kept;
+            assert_eq!(say(1, 2 + kept, Some(9), now), (Speaker::Old, false));
+            assert_eq!(say(1, 20 + kept, None, now + 100), (Speaker::Old, false));
+            let heard = Some(now / 100);
+            assert_eq!(say(2, 2 + kept, heard, now + 500), (Speaker::Same, false));
+        }
+        // Nor do they take a silent one's place.
+        assert_eq!(say(1, 50, Some(9), 20_000), (Speaker::Old, false));
+    }
+
     #[test]
     fn a_node_that_starts_again_is_the_new_one_at_once() {
         let mut boots = Boots::default();
-        assert_eq!(boots.handle_hello(1, 1, at(0)), Speaker::New);
-        assert_eq!(boots.handle_hello(1, 2, at(100)), Speaker::Same);
-        assert_eq!(boots.handle_hello(2, 1, at(200)), Speaker::New);
-        assert_eq!(boots.handle_hello(2, 2, at(300)), Speaker::Same);
+        assert_eq!(hello(&mut boots, 1, 1, at(0)), Speaker::New);
+        assert_eq!(hello(&mut boots, 1, 2, at(100)), Speaker::Same);
+        assert_eq!(hello(&mut boots, 2, 1, at(200)), Speaker::New);
+        assert_eq!(hello(&mut boots, 2, 2, at(300)), Speaker::Same);
     }
 
     #[test]
     fn what_an_old_boot_said_and_comes_late_or_again_does_no_harm() {
         let mut boots = Boots::default();
-        boots.handle_hello(1, 10, at(0));
-        boots.handle_hello(2, 1, at(200));
+        hello(&mut boots, 1, 10, at(0));
+        hello(&mut boots, 2, 1, at(200));
         for late in 0..20 {
             let now = at(210 + 20 * late);
-            assert_eq!(boots.handle_hello(1, 11 + late, now), Speaker::Old);
-            assert_eq!(boots.handle_hello(2, 2 + late, now), Speaker::Same);
+            assert_eq!(hello(&mut boots, 1, 11 + late, now), Speaker::Old);
+            assert_eq!(hello(&mut boots, 2, 2 + late, now), Speaker::Same);
         }
         for again in 0..20 {
             let now = at(3000 + 20 * again);
-            assert_eq!(boots.handle_hello(1, again, now), Speaker::Old);
-            assert_eq!(boots.handle_hello(2, 30 + again, now), Speaker::Same);
+            assert_eq!(hello(&mut boots, 1, again, now), Speaker::Old);
+            assert_eq!(hello(&mut boots, 2, 30 + again, now), Speaker::Same);
         }
         assert!(!boots.are_two(at(4000)));
     }
@@ -155,7 +222,7 @@ mod tests {
         let mut boots = Boots::default();
         for start in 0..20 {
             let now = at(500 * start);
-            assert_eq!(boots.handle_hello(start, 1, now), Speaker::New);
+            assert_eq!(hello(&mut boots, start, 1, now), Speaker::New);
             assert!(!boots.are_two(now));
         }
     }
@@ -163,15 +230,15 @@ mod tests {
     #[test]
     fn two_that_speak_in_turn_are_told_until_one_is_quiet_for_a_minute() {
         let mut boots = Boots::default();
-        boots.handle_hello(1, 1, at(0));
-        boots.handle_hello(2, 1, at(500));
+        hello(&mut boots, 1, 1, at(0));
+        hello(&mut boots, 2, 1, at(500));
         for turn in 0..5 {
-            boots.handle_hello(1, 2 + turn, at(2000 + 1000 * turn));
-            boots.handle_hello(2, 2 + turn, at(2500 + 1000 * turn));
+            hello(&mut boots, 1, 2 + turn, at(2000 + 1000 * turn));
+            hello(&mut boots, 2, 2 + turn, at(2500 + 1000 * turn));
         }
         assert!(boots.are_two(at(7000)));
         for alone in 0..59 {
-            boots.handle_hello(2, 10 + alone, at(7000 + 1000 * alone));
+            hello(&mut boots, 2, 10 + alone, at(7000 + 1000 * alone));
             assert!(boots.are_two(at(7000 + 1000 * alone)));
         }
         assert!(!boots.are_two(at(6500 + 60_000)));
@@ -180,10 +247,10 @@ mod tests {
     #[test]
     fn the_one_that_stays_is_taken_again() {
         let mut boots = Boots::default();
-        boots.handle_hello(1, 1, at(0));
-        boots.handle_hello(2, 1, at(500));
-        assert_eq!(boots.handle_hello(1, 2, at(3400)), Speaker::Old);
-        assert_eq!(boots.handle_hello(1, 3, at(3500)), Speaker::New);
-        assert_eq!(boots.handle_hello(1, 4, at(6500)), Speaker::Same);
+        hello(&mut boots, 1, 1, at(0));
+        hello(&mut boots, 2, 1, at(500));
+        assert_eq!(hello(&mut boots, 1, 2, at(3400)), Speaker::Old);
+        assert_eq!(hello(&mut boots, 1, 3, at(3500)), Speaker::New);
+        assert_eq!(hello(&mut boots, 1, 4, at(6500)), Speaker::Same);
     }
 }

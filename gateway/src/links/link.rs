@@ -7,7 +7,7 @@ use std::time::Duration;
 use proto::control::{Control, Echo, Hello, Probe};
 use proto::key::PublicKey;
 
-use super::boots::{Boots, Speaker};
+use super::boots::{Boots, Speaker, Speech};
 use super::carriers::Bearing;
 use super::desk::Desk;
 use super::handshakes::Handshakes;
@@ -210,7 +210,7 @@ impl Link {
         now: Duration,
     ) {
         match control {
-            Control::Hello(hello) => self.handle_hello(hello, now),
+            Control::Hello(hello) => self.handle_hello(hello, desk, now),
             Control::Goodbye { boot } => self.handle_goodbye(*boot, desk),
             Control::Probe(probe) => self.echo(probe, source, desk),
             Control::Echo(echo) => self.handle_echo(*echo, now),
@@ -353,8 +353,16 @@ impl Link {
         }
     }
 
-    fn handle_hello(&mut self, hello: &Hello, now: Duration) {
-        match self.boots.handle_hello(hello.boot, hello.number, now) {
+    fn handle_hello(&mut self, hello: &Hello, desk: &Desk, now: Duration) {
+        let own_boot = desk.local.boot;
+        let heard = hello.heard.filter(|heard| heard.boot == own_boot);
+        let speech = Speech {
+            boot: hello.boot,
+            number: hello.number,
+            heard: heard.map(|heard| heard.number),
+            ours: self.life.said(),
+        };
+        match self.boots.handle_hello(speech, now) {
             Speaker::Old => return,
             Speaker::Same => {}
             Speaker::New => {

@@ -292,6 +292,11 @@ impl Liveness {
         self.data_at.is_some_and(|at| now < at + BUSY_FOR)
     }
 
+    /// The number of our last hello.
+    pub(crate) const fn said(&self) -> u64 {
+        self.number
+    }
+
     /// The interval that our hellos promise.
     pub(crate) const fn announced(&self) -> Duration {
         self.announced.interval
