@@ -143,6 +143,11 @@ impl Inward {
         Ok(())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        let passes = self.passing.as_ref();
+        self.coalescer.is_empty() && passes.is_none_or(|passing| passing.is_empty())
+    }
+
     /// Takes out what goes on to another link, with the memory that it lies in. Before
     /// [`Inward::write`], which uses that memory again; to be followed by [`Inward::give_back`].
     pub(super) fn take_passing(&mut self) -> Option<Passing> {

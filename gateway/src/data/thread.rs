@@ -146,7 +146,7 @@ impl DataThread {
             if self.stopping {
                 return self.flush();
             }
-            self.take_handed_over();
+            let handed_over = self.take_handed_over();
             let received = ready.socket && self.receive();
             let read = ready.tun && self.read_tun(slept);
             self.flush();
@@ -154,7 +154,7 @@ impl DataThread {
                 self.tick();
             }
             slept = false;
-            if received || read {
+            if handed_over || received || read {
                 idle = 0;
             } else if idle < IDLE_TURNS {
                 // Whoever feeds us may be about to: cheaper than to sleep and be woken.
@@ -162,7 +162,9 @@ impl DataThread {
                 std::thread::yield_now();
             } else {
                 ready = self.sleep();
-                (slept, idle) = (true, 0);
+                // Woken for a control packet only, as a thousand idle links do all the time, it
+                // sleeps again at once.
+                (slept, idle) = (true, IDLE_TURNS);
                 continue;
             }
             ready = BOTH;
@@ -419,8 +421,9 @@ impl DataThread {
     // ---- in ---------------------------------------------------------------------------------
 
     /// What other threads read that is ours. Before our own queue: a flow that moves to it must
-    /// not overtake itself.
-    fn take_handed_over(&mut self) {
+    /// not overtake itself. Whether packets were among it.
+    fn take_handed_over(&mut self) -> bool {
+        let mut any = false;
         for _ in 0..FRAMES_A_TURN {
             if self.outbox.is_full() {
                 break;
@@ -430,6 +433,7 @@ impl DataThread {
             };
             self.transmit(frame.place.slot, &mut frame.buffer, frame.len);
             let _ = self.mailbox().spare.push(frame.buffer);
+            any = true;
         }
         for _ in 0..STRAYS_A_TURN {
             let Some(stray) = self.mailbox().strays.pop() else {
@@ -443,7 +447,7 @@ impl DataThread {
             };
             self.handshake(&handshake);
         }
-        self.deliver();
+        self.deliver() || any
     }
 
     fn mailbox(&self) -> &Mailbox {
@@ -464,6 +468,7 @@ impl DataThread {
         }
     }
 
+    /// Whether there were packets to deliver: control's are not for us.
     fn receive(&mut self) -> bool {
         let Some(socket) = &self.socket else {
             return false;
@@ -487,8 +492,7 @@ impl DataThread {
             }
         }
         self.inbox = Some(inbox);
-        self.deliver();
-        count > 0
+        self.deliver()
     }
 
     /// Datagrams of one size that arrived together from one remote.

@@ -38,12 +38,15 @@ impl DataThread {
     }
 
     /// Brings what was opened to where it goes: to links first, since it lies where the rest does.
-    pub(super) fn deliver(&mut self) {
+    /// Whether there was anything.
+    pub(super) fn deliver(&mut self) -> bool {
+        let any = !self.inward.is_empty();
         if let Some(mut passing) = self.inward.take_passing() {
             self.pass_on(&mut passing);
             self.inward.give_back(passing);
         }
         self.inward.write(&self.tun, &self.drops);
+        any
     }
 
     fn pass_on(&mut self, passing: &mut Passing) {
