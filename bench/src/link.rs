@@ -148,7 +148,8 @@ fn begin(network: &Mesh) -> Result<Process> {
     iperf::server(&network.sites[1].worker)
 }
 
-fn speed(network: &Mesh, traffic: Traffic, seconds: u32) -> Result<f64> {
+/// Gb/s from the first site's worker to the second's.
+pub(crate) fn speed(network: &Mesh, traffic: Traffic, seconds: u32) -> Result<f64> {
     let transfer = iperf::run(
         &network.sites[0].worker,
         far_worker(network)?,

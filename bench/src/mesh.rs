@@ -4,18 +4,18 @@
 //! Two meshes run side by side and are measured in turn: one of two sites, and one with the crowd
 //! besides. The crowd is simulated in this process and takes its share of the processors from both.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ::tests::mesh::{Crowd, Mesh, Nat, PATIENCE, Plan};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use serde::Serialize;
 
 use crate::bars::Verdict;
 use crate::cpu::{Memory, process_time};
 use crate::iperf::{self, Traffic};
+use crate::link;
 use crate::machine::Machine;
 use crate::output;
 use crate::report::{bars, number, table};
@@ -117,15 +117,7 @@ fn speed(mesh: &Mesh, seconds: u32) -> Result<f64> {
         reverse: false,
         rate: None,
     };
-    let transfer = iperf::run(&mesh.sites[0].worker, worker(mesh)?, traffic, seconds)?;
-    Ok(transfer.gigabits_per_second())
-}
-
-fn worker(mesh: &Mesh) -> Result<Ipv4Addr> {
-    match mesh.sites[1].worker_address() {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(address) => bail!("{address} is not what iperf is given here"),
-    }
+    link::speed(mesh, traffic, seconds)
 }
 
 #[expect(
