@@ -130,6 +130,8 @@ fn nonsense_from_strangers_is_counted_and_disturbs_nobody() {
     })
     .unwrap();
     tunnel.wait().unwrap();
+    // The capture's thread may be late on a busy machine; without them nothing could be changed.
+    wait_for("real messages", HANDSHAKE, || seen.count() > 0).unwrap();
     let real: Vec<Vec<u8>> = seen
         .packets()
         .iter()
