@@ -19,6 +19,12 @@ struct Slots {
     attached: Option<bool>,
 }
 
+impl Slots {
+    fn was_used(&self) -> bool {
+        self.next > 0
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Places {
     threads: Vec<Slots>,
@@ -59,12 +65,13 @@ impl Places {
         }
     }
 
-    /// Threads without links leave the kernel's choice of queues, so that no packet has to be
-    /// passed on; one always stays.
+    /// Threads that never had a link leave the kernel's choice of queues, so that no packet has to
+    /// be passed on; one always stays. A thread whose links are gone stays too: the kernel throws
+    /// away what waits in a queue that leaves, and that is traffic of others.
     pub(crate) fn attach_queues(&mut self, shared: &Shared) {
-        let any = self.threads.iter().any(|slots| slots.used > 0);
+        let any = self.threads.iter().any(Slots::was_used);
         for (thread, slots) in self.threads.iter_mut().enumerate() {
-            let wanted = slots.used > 0 || (!any && thread == 0);
+            let wanted = slots.was_used() || (!any && thread == 0);
             if slots.attached.replace(wanted) != Some(wanted) {
                 shared.mailboxes[thread].command(Command::Attach(wanted));
             }
@@ -81,7 +88,13 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arc_swap::ArcSwap;
+
     use super::*;
+    use crate::data::mailbox::{ControlInbox, Mailbox};
+    use crate::data::snapshot::{Mesh, Snapshot};
 
     #[test]
     fn links_spread_over_the_threads_and_slots_rest_before_they_serve_again() {
@@ -94,5 +107,29 @@ mod tests {
         assert_ne!(places.take(begin + SLOT_RESTS / 2), taken[0]);
         places.give_back(taken[2], begin);
         assert_eq!(places.take(begin + SLOT_RESTS), taken[0]);
+    }
+
+    #[test]
+    fn a_queue_that_carried_packets_is_never_left() {
+        let mailboxes: std::io::Result<Vec<Mailbox>> = (0..2).map(|_| Mailbox::new()).collect();
+        let shared = Shared {
+            snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::mesh(Mesh::default()))),
+            mailboxes: mailboxes.unwrap().into(),
+            control: Arc::new(ControlInbox::for_mesh().unwrap()),
+        };
+        let mut places = Places::new(2);
+        let attached = |places: &mut Places| -> Vec<bool> {
+            places.attach_queues(&shared);
+            let threads = places.threads.iter();
+            threads.map(|slots| slots.attached.unwrap()).collect()
+        };
+        let now = Duration::from_secs(100);
+        assert_eq!(attached(&mut places), [true, false], "no links");
+        let (first, second) = (places.take(now), places.take(now));
+        assert_eq!(attached(&mut places), [true, true]);
+        places.give_back(second, now);
+        assert_eq!(attached(&mut places), [true, true], "one link is gone");
+        places.give_back(first, now);
+        assert_eq!(attached(&mut places), [true, true], "all links are gone");
     }
 }

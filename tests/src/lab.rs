@@ -75,6 +75,9 @@ impl Lab {
         namespace.run("ip", &["link", "set", "lo", "up"])?;
         // Lets `Namespace::ping` use the kernel's own echo sockets.
         namespace.sysctl("net.ipv4.ping_group_range", "0 2147483647")?;
+        // A router asks for its neighbours from its link-local address, which would otherwise not
+        // be usable before a second or two: longer than a mesh takes to come up.
+        namespace.sysctl("net.ipv6.conf.default.accept_dad", "0")?;
         Ok(namespace)
     }
 
