@@ -79,6 +79,8 @@ pub enum Term {
     Destination(SetName),
     /// Whether the source is an address of this node.
     OwnSource,
+    /// The way back to the source does not lead out of where the packet came in.
+    ComesAstray,
     DestinationIsOwn(bool),
     UdpTo(u16),
     Marked(u32, u32),
@@ -110,6 +112,7 @@ pub fn table(facts: &Facts, inner: &BTreeSet<String>, settings: &Settings) -> Ta
         sets.insert(SetName::Local(family), spans(&facts.local, family));
     }
     let chains = vec![
+        forged(&facts.tun, inner),
         untracked(&facts.tun),
         arriving(facts, settings),
         entering(&facts.tun, inner),
@@ -117,6 +120,37 @@ pub fn table(facts: &Facts, inner: &BTreeSet<String>, settings: &Settings) -> Ta
         leaving(&facts.tun, settings),
     ];
     Table { sets, chains }
+}
+
+/// The far side takes what comes from this site's prefixes for good, so nobody else may lead it into
+/// the tunnel. A site may have more networks than that of its gateways' addresses: where one lies is
+/// known by the way back to it. (Older kernels look that up in this hook only.)
+fn forged(tun: &str, inner: &BTreeSet<String>) -> Chain {
+    let own = [tun].into_iter().chain(inner.iter().map(String::as_str));
+    let elsewhere: Vec<Term> = own
+        .map(|device| Term::Input {
+            is: false,
+            device: device.to_owned(),
+        })
+        .collect();
+    let rules = Family::BOTH.map(|family| {
+        let mut terms = elsewhere.clone();
+        terms.extend([
+            Term::Source(SetName::Local(family)),
+            Term::Destination(SetName::Mesh(family)),
+            Term::ComesAstray,
+            Term::Count,
+            Term::Drop,
+        ]);
+        Rule(terms)
+    });
+    Chain {
+        name: "forged",
+        kind: "filter",
+        hook: Hook::Prerouting,
+        priority: RAW,
+        rules: rules.into(),
+    }
 }
 
 /// What is only passed on may come back through a sibling: no conntrack shall call it invalid.
@@ -433,6 +467,7 @@ impl fmt::Display for Term {
             Term::Source(set) => write!(out, "{} saddr @{set}", header(set.family())),
             Term::Destination(set) => write!(out, "{} daddr @{set}", header(set.family())),
             Term::OwnSource => out.write_str("fib saddr type local"),
+            Term::ComesAstray => out.write_str("fib saddr . iif oif missing"),
             Term::DestinationIsOwn(is) => write!(out, "fib daddr type {}local", unless(*is)),
             Term::UdpTo(port) => write!(out, "udp dport {port}"),
             Term::Marked(value, mask) => {

@@ -129,6 +129,93 @@ fn forged_sources_of_the_mesh_are_not_passed_on() {
     .unwrap();
 }
 
+/// From one address of `from`, to which the node need not know a way back.
+fn send_as(from: &Namespace, source: &str, to: &str) {
+    let [source, to]: [IpAddr; 2] = [source, to].map(|text| text.parse().unwrap());
+    from.within(|| {
+        let socket = UdpSocket::bind(SocketAddr::new(source, 0)).unwrap();
+        let _ = socket.send_to(b"plain", SocketAddr::new(to, PORT));
+    })
+    .unwrap();
+}
+
+/// A host in another network of the site, on an interface that says nothing of it to the agent.
+fn second_network(kernel: &NodeKernel) -> Namespace {
+    let second = kernel.lab.namespace("second").unwrap();
+    let veth = kernel.lab.veth(&kernel.node, "lan2", &second, "eth0");
+    veth.unwrap();
+    for (own, other, via) in [
+        ("10.1.200.1/24", "10.1.200.2/24", "10.1.200.1"),
+        ("fd00:1:200::1/48", "fd00:1:200::2/48", "fd00:1:200::1"),
+    ] {
+        kernel.node.address("lan2", own).unwrap();
+        second.address("eth0", other).unwrap();
+        let default = ["route", "add", "default", "via", via];
+        second.run("ip", &default).unwrap();
+    }
+    second
+}
+
+#[test]
+fn own_sources_from_outside_are_not_led_into_the_mesh_and_a_second_network_is() {
+    if skip("own_from_outside", &["nft"]) {
+        return;
+    }
+    let kernel = NodeKernel::new("astray").unwrap();
+    let second = second_network(&kernel);
+    let (forged, legitimate) = (
+        [("10.1.0.77", FAR_V4), ("fd00:1::77", FAR_V6)],
+        [("10.1.200.2", FAR_V4), ("fd00:1:200::2", FAR_V6)],
+    );
+    // The world says that it is a host of this site.
+    let claims = "ip address add 10.1.0.77/32 dev lo; ip address add fd00:1::77/128 dev lo; \
+        ip route add 10.2.0.0/16 via 192.0.2.1; ip route add fd00:2::/32 via 2001:db8::1";
+    kernel.world.sh(claims).unwrap();
+    let handle = kernel.start(Settings::default()).unwrap();
+    kernel.until_whole().unwrap();
+    assert_eq!(told(&handle.problems()), "");
+    let inside = Capture::start(&kernel.node, TUN, is_to(PORT)).unwrap();
+    let send_all = |from: &Namespace, pairs: [(&str, &str); 2]| {
+        for (source, to) in pairs {
+            send_as(from, source, to);
+        }
+    };
+    let dropped = || {
+        let list = "nft list chain inet causeway forged | grep -c 'packets [1-9]'";
+        let counted = kernel.node.sh(list).unwrap_or_default();
+        counted.trim() == "2"
+    };
+    wait_for("both counted", LIMIT, || {
+        send_all(&kernel.world, forged);
+        dropped()
+    })
+    .unwrap();
+    wait_for("the second network inside", LIMIT, || {
+        send_all(&second, legitimate);
+        inside.count() >= 2
+    })
+    .unwrap();
+    let has_come = |wanted: [(&str, &str); 2]| {
+        let packets = inside.packets();
+        let mut sources = packets
+            .iter()
+            .filter_map(|packet| Some(packet.datagram()?.source.ip().to_string()));
+        sources.any(|source| wanted.iter().any(|(one, _)| *one == source))
+    };
+    assert!(!has_come(forged));
+    // Nothing else had held them.
+    handle.stop();
+    kernel
+        .node
+        .run("nft", &["flush", "chain", "inet", "causeway", "forged"])
+        .unwrap();
+    wait_for("them without the rule", LIMIT, || {
+        send_all(&kernel.world, forged);
+        has_come(forged)
+    })
+    .unwrap();
+}
+
 #[test]
 fn the_tunnels_own_datagrams_are_never_led_into_it() {
     if skip("own_datagrams", &["nft"]) {

@@ -35,6 +35,7 @@ fn term(term: &Term) -> Vec<Expression> {
         Term::Source(set) => looked_up(*set, 12, 8),
         Term::Destination(set) => looked_up(*set, 16, 24),
         Term::OwnSource => is_own(FIB_SOURCE, true),
+        Term::ComesAstray => comes_astray(),
         Term::DestinationIsOwn(is) => is_own(FIB_DESTINATION, *is),
         Term::UdpTo(port) => vec![
             load(MetaKey::L4Proto),
@@ -94,19 +95,31 @@ fn looked_up(set: SetName, v4_offset: u32, v6_offset: u32) -> Vec<Expression> {
 }
 
 fn is_own(which: u32, is: bool) -> Vec<Expression> {
+    const ADDRESS_TYPE: u32 = 3;
+    let fib = fib(ADDRESS_TYPE, which);
+    vec![fib, compare(is, RTN_LOCAL.to_ne_bytes().into())]
+}
+
+fn comes_astray() -> Vec<Expression> {
+    const OUTPUT: u32 = 1;
+    const BY_INPUT: u32 = 8;
+    const PRESENT: u32 = 32;
+    let fib = fib(OUTPUT, FIB_SOURCE | BY_INPUT | PRESENT);
+    vec![fib, compare(true, vec![0])]
+}
+
+fn fib(result: u32, flags: u32) -> Expression {
     const DREG: u16 = 1;
     const RESULT: u16 = 2;
     const FLAGS: u16 = 3;
-    const ADDRESS_TYPE: u32 = 3;
-    let fib = raw(
+    raw(
         "fib",
         vec![
             number(DREG, Register::Reg1.into()),
-            number(RESULT, ADDRESS_TYPE),
-            number(FLAGS, which),
+            number(RESULT, result),
+            number(FLAGS, flags),
         ],
-    );
-    vec![fib, compare(is, RTN_LOCAL.to_ne_bytes().into())]
+    )
 }
 
 fn keep_source(family: Family) -> Vec<Expression> {

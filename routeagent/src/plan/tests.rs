@@ -62,6 +62,11 @@ table inet causeway {
 \t\ttype ipv6_addr
 \t\tflags interval
 \t}
+\tchain forged {
+\t\ttype filter hook prerouting priority -300; policy accept;
+\t\tiifname != \"cw0\" iifname != \"lan\" ip saddr @local4 ip daddr @mesh4 fib saddr . iif oif missing counter drop
+\t\tiifname != \"cw0\" iifname != \"lan\" ip6 saddr @local6 ip6 daddr @mesh6 fib saddr . iif oif missing counter drop
+\t}
 \tchain untracked {
 \t\ttype filter hook prerouting priority -300; policy accept;
 \t\tiifname \"cw0\" ip saddr @mesh4 ip daddr @local4 fib daddr type != local notrack
