@@ -93,28 +93,42 @@ fn close(view: &View, facts: &mut Facts) {
         .filter(|held| held.state == PrefixState::Quarantined)
         .map(|held| (&held.prefix, &held.site));
     let cut_off = view.cut_off.iter().map(|(prefix, site)| (prefix, site));
-    let closed: Vec<_> = quarantined
-        .chain(cut_off)
-        .filter(|(prefix, site)| {
-            let given = facts.prefixes.keys().copied();
-            **site != view.site && stays_closed(**prefix, given, &facts.local)
-        })
-        .map(|(prefix, site)| (*prefix, site.clone()))
-        .collect();
+    let mut closed = vec![];
+    for (prefix, site) in quarantined.chain(cut_off) {
+        if *site == view.site {
+            continue;
+        }
+        let given = || facts.prefixes.keys().copied();
+        let parts = closed_parts(*prefix, &facts.local).into_iter();
+        let parts = parts.filter(|part| stays_closed(*part, given()));
+        closed.extend(parts.map(|part| (part, site.clone())));
+    }
     for (prefix, site) in closed {
         facts.prefixes.insert(prefix, Remote { site, mtu: None });
     }
 }
 
 /// Of a prefix that nobody has any more. Where another site has it all now, that counts; a part
-/// that another site has goes there by its longer route. Our own site is never cut off.
-fn stays_closed(
-    prefix: IpNetwork,
-    mut given: impl Iterator<Item = IpNetwork>,
-    local: &[IpNetwork],
-) -> bool {
-    let covers = |given: IpNetwork| given.netmask() <= prefix.netmask() && overlap(given, prefix);
-    !given.any(covers) && !local.iter().any(|local| overlap(*local, prefix))
+/// that another site has goes there by its longer route.
+fn stays_closed(prefix: IpNetwork, mut given: impl Iterator<Item = IpNetwork>) -> bool {
+    !given.any(|given| given.netmask() <= prefix.netmask() && overlap(given, prefix))
+}
+
+/// Our own site is never cut off: what of the prefix it does not have.
+fn closed_parts(prefix: IpNetwork, local: &[IpNetwork]) -> Vec<IpNetwork> {
+    let touching = || local.iter().filter(|local| overlap(**local, prefix));
+    if touching().any(|local| local.netmask() <= prefix.netmask()) {
+        return vec![];
+    }
+    if touching().next().is_none() {
+        return vec![prefix];
+    }
+    let halves: Vec<IpNetwork> = match prefix {
+        IpNetwork::V4(v4) => v4.subnets().map(IpNetwork::V4).collect(),
+        IpNetwork::V6(v6) => v6.subnets().map(IpNetwork::V6).collect(),
+    };
+    let parts = halves.into_iter().map(|half| closed_parts(half, local));
+    parts.flatten().collect()
 }
 
 /// What is fixed for the life of the process, save the addresses.
@@ -150,19 +164,37 @@ mod tests {
     #[test]
     fn the_rest_of_a_closed_prefix_stays_closed_when_a_part_is_given() {
         let net = |text: &str| -> IpNetwork { text.parse().unwrap() };
-        let closed = net("10.2.0.0/16");
-        let stays = |given: &str, local: &str| {
-            stays_closed(closed, [net(given)].into_iter(), &[net(local)])
-        };
-        let far = "192.168.0.0/24";
-        for given in [far, "10.2.5.0/24", "10.3.0.0/16", "fd00::/8"] {
-            assert!(stays(given, far), "{given}");
+        let stays = |given: &str| stays_closed(net("10.2.0.0/16"), [net(given)].into_iter());
+        for given in ["192.168.0.0/24", "10.2.5.0/24", "10.3.0.0/16", "fd00::/8"] {
+            assert!(stays(given), "{given}");
         }
         for given in ["10.2.0.0/16", "10.0.0.0/8"] {
-            assert!(!stays(given, far), "{given}");
+            assert!(!stays(given), "{given}");
         }
-        for local in ["10.2.5.0/24", "10.2.0.0/16", "10.0.0.0/8"] {
-            assert!(!stays(far, local), "{local}");
+    }
+
+    #[test]
+    fn of_a_closed_prefix_only_what_is_our_own_is_open() {
+        let net = |text: &&str| -> IpNetwork { text.parse().unwrap() };
+        for (closed, local, parts) in [
+            ("10.2.0.0/16", vec!["192.168.0.0/24"], vec!["10.2.0.0/16"]),
+            ("10.2.0.0/16", vec!["10.2.0.0/16"], vec![]),
+            ("10.2.0.0/16", vec!["10.0.0.0/8"], vec![]),
+            (
+                "10.2.0.0/22",
+                vec!["10.2.1.0/24", "fd00::/8"],
+                vec!["10.2.0.0/24", "10.2.2.0/23"],
+            ),
+            (
+                "10.2.0.0/22",
+                vec!["10.2.1.0/24", "10.2.3.0/24"],
+                vec!["10.2.0.0/24", "10.2.2.0/24"],
+            ),
+            ("fd00:2::/32", vec!["fd00:2::/33"], vec!["fd00:2:8000::/33"]),
+        ] {
+            let local: Vec<IpNetwork> = local.iter().map(net).collect();
+            let wanted: Vec<IpNetwork> = parts.iter().map(net).collect();
+            assert_eq!(closed_parts(net(&closed), &local), wanted, "{closed}");
         }
     }
 
