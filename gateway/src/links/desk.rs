@@ -8,6 +8,7 @@ use proto::control::{self, Control};
 use proto::key::PublicKey;
 
 use super::dice::Dice;
+use super::paths::Strangers;
 use super::prefixes::Prefixes;
 use super::{Change, Event, Local, Transmit};
 
@@ -19,6 +20,7 @@ pub(super) struct Desk {
     pub(super) own_addresses: Vec<SocketAddr>,
     pub(super) prefixes: Arc<Prefixes>,
     pub(super) refused_addresses: u64,
+    pub(super) strangers: Strangers,
     pub(super) transmits: VecDeque<Transmit>,
     pub(super) events: VecDeque<Event>,
 }
@@ -29,6 +31,7 @@ impl Desk {
             own: local.identity.public(),
             prefixes: Arc::new(Prefixes::new(local.site.clone(), Vec::new())),
             refused_addresses: 0,
+            strangers: Strangers::default(),
             local,
             dice: Dice::new(seed),
             own_addresses: Vec::new(),

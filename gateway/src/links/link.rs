@@ -418,7 +418,7 @@ impl Link {
     }
 
     fn settle_paths(&mut self, desk: &mut Desk, now: Duration) {
-        self.paths.handle_timeout(now);
+        self.paths.handle_timeout(&mut desk.strangers, now);
         desk.refused_addresses += self.paths.take_refused();
         while let Some(output) = self.paths.poll_output() {
             match output {

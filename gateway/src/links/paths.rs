@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::dice::Dice;
 use super::{CandidateState, PathKind};
 use candidate::{Candidate, is_usable, plain};
+pub(crate) use newcomer::Strangers;
 use newcomer::{Leap, Newcomers};
 
 const MAX_CANDIDATES: usize = 16;
@@ -404,7 +405,7 @@ impl Paths {
         true
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Duration) {
+    pub(crate) fn handle_timeout(&mut self, strangers: &mut Strangers, now: Duration) {
         if self.silent_at().is_some_and(|at| now >= at) {
             self.search(Cause::Silent, now);
         }
@@ -421,7 +422,7 @@ impl Paths {
             self.tell(now);
         }
         if self.has_session {
-            self.probe_due(now);
+            self.probe_due(strangers, now);
         }
     }
 
@@ -492,7 +493,7 @@ impl Paths {
         }
     }
 
-    fn probe_due(&mut self, now: Duration) {
+    fn probe_due(&mut self, strangers: &mut Strangers, now: Duration) {
         let in_use = self.in_use;
         self.candidates
             .retain(|c| Some(c.address) == in_use || !c.is_expired(now));
@@ -504,10 +505,16 @@ impl Paths {
             if in_use == Some(to) && self.candidates[at].is_unanswering() && !self.is_silent() {
                 self.search(Cause::Unanswered, now);
             }
-            if self.candidates[at].is_newcomer()
-                && let Err(next) = self.newcomers.take_probe(now)
+            let candidate = &mut self.candidates[at];
+            if candidate.is_newcomer()
+                && let Err(next) = self.newcomers.take_probe(
+                    candidate,
+                    in_use == Some(to),
+                    strangers,
+                    (&mut self.dice, now),
+                )
             {
-                self.candidates[at].due = next;
+                candidate.due = next;
                 continue;
             }
             let rest = self.rest_of(to);

@@ -63,6 +63,10 @@ impl Candidate {
         self.kind == PathKind::Observed && self.answered.is_none()
     }
 
+    pub(super) fn is_untried(&self) -> bool {
+        self.unanswered == 0
+    }
+
     /// What went there last was echoed, except for what may be under way.
     pub(super) fn is_answering(&self) -> bool {
         self.answered.is_some() && self.unanswered <= 1

@@ -9,11 +9,18 @@ use proto::name::Name;
 
 use super::candidate::{Candidate, is_usable, plain};
 use super::{Cause, MAX_OBSERVED, PathKind, Paths, TELL_APART};
+use crate::links::dice::Dice;
 use crate::links::prefixes::Prefixes;
 
-/// Probes to addresses that never answered: so many at once, then one each so often.
-const PROBES: u32 = 12;
-const PROBES_APART: Duration = Duration::from_secs(1);
+/// Probes of one link to addresses that never answered.
+const OF_LINK: Bucket = Bucket::new(12, Duration::from_secs(1));
+/// Of these, first ones to an address that need not wait for those of other links: many gateways
+/// that come at once are found at once.
+const FIRST: Bucket = Bucket::new(4, Duration::from_secs(16));
+/// Of all links together, so that many of them make no flood.
+const OF_ALL: Bucket = Bucket::new(256, Duration::from_micros(15_625));
+/// Whom the others left nothing asks again within this.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Who is to be sent to without having echoed does so by then.
 const LEAP: Duration = Duration::from_secs(1);
@@ -41,25 +48,90 @@ impl Leap {
     }
 }
 
-#[derive(Debug, Default)]
+/// So many at once, then one each so often.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    size: u32,
+    apart: Duration,
+    /// When all may go again.
+    full_at: Duration,
+}
+
+impl Bucket {
+    const fn new(size: u32, apart: Duration) -> Bucket {
+        Bucket {
+            size,
+            apart,
+            full_at: Duration::ZERO,
+        }
+    }
+
+    /// When the next may go.
+    fn next(&self, now: Duration) -> Duration {
+        let full_at = self.full_at.max(now);
+        full_at.saturating_sub(self.apart * (self.size - 1))
+    }
+
+    fn take(&mut self, now: Duration) -> bool {
+        let has_one = self.next(now) <= now;
+        if has_one {
+            self.full_at = self.full_at.max(now) + self.apart;
+        }
+        has_one
+    }
+}
+
+/// What the links of a gateway may send together to addresses that never answered.
+#[derive(Debug)]
+pub(crate) struct Strangers(Bucket);
+
+impl Default for Strangers {
+    fn default() -> Strangers {
+        Strangers(OF_ALL)
+    }
+}
+
+#[derive(Debug)]
 pub(super) struct Newcomers {
     /// With the site of the other side.
     prefixes: Option<(Arc<Prefixes>, Name)>,
     /// Not counted yet by who asks.
     refused: u64,
-    /// When all probes may go again.
-    full_at: Duration,
+    probes: Bucket,
+    first: Bucket,
+}
+
+impl Default for Newcomers {
+    fn default() -> Newcomers {
+        Newcomers {
+            prefixes: None,
+            refused: 0,
+            probes: OF_LINK,
+            first: FIRST,
+        }
+    }
 }
 
 impl Newcomers {
-    /// Whether a probe may go now, or when it may.
-    pub(super) fn take_probe(&mut self, now: Duration) -> Result<(), Duration> {
-        let full_at = self.full_at.max(now);
-        let next = full_at.saturating_sub(PROBES_APART * (PROBES - 1));
+    /// Whether a probe may go now, or when to ask again. That of the path in use, of which there is
+    /// one, waits for no other link's.
+    pub(super) fn take_probe(
+        &mut self,
+        candidate: &Candidate,
+        is_in_use: bool,
+        strangers: &mut Strangers,
+        (dice, now): (&mut Dice, Duration),
+    ) -> Result<(), Duration> {
+        let next = self.probes.next(now);
         if next > now {
             return Err(next);
         }
-        self.full_at = full_at + PROBES_APART;
+        let may_go =
+            is_in_use || (candidate.is_untried() && self.first.take(now)) || strangers.0.take(now);
+        if !may_go {
+            return Err(now + dice.jitter(ASK_AGAIN, 50));
+        }
+        self.probes.take(now);
         Ok(())
     }
 

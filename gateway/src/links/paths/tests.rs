@@ -43,6 +43,7 @@ struct World {
     relay: Vec<(Duration, bool)>,
     told: Vec<Duration>,
     probes: Vec<(Duration, SocketAddr)>,
+    strangers: Strangers,
 }
 
 impl World {
@@ -65,6 +66,7 @@ impl World {
             relay: Vec::new(),
             told: Vec::new(),
             probes: Vec::new(),
+            strangers: Strangers::default(),
         }
     }
 
@@ -127,7 +129,7 @@ impl World {
                 hello += self.interval;
                 self.hello();
             }
-            self.paths.handle_timeout(next);
+            self.paths.handle_timeout(&mut self.strangers, next);
             self.drain();
         }
     }
@@ -499,7 +501,7 @@ fn an_echo_that_was_not_asked_for_or_comes_twice_or_late_does_nothing() {
     world.trips.clear();
     world.paths.handle_candidates(&[at(5)], world.now);
     let mut nonce = None;
-    world.paths.handle_timeout(world.now);
+    world.paths.handle_timeout(&mut world.strangers, world.now);
     while let Some(output) = world.paths.poll_output() {
         match output {
             PathOutput::Probe { to, nonce: n } if to == at(5) => nonce = Some(n),

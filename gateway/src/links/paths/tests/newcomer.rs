@@ -44,6 +44,43 @@ fn a_stream_of_forged_sources_makes_a_probe_a_second() {
     assert_eq!(world.in_use(), at(1));
 }
 
+/// As many worlds as links, that share what they may send to strangers.
+fn run_together(worlds: &mut [World], strangers: &mut Strangers, span: Duration) {
+    for world in worlds {
+        std::mem::swap(&mut world.strangers, strangers);
+        world.run(span);
+        std::mem::swap(&mut world.strangers, strangers);
+    }
+}
+
+#[test]
+fn many_links_with_made_up_addresses_are_no_flood_and_a_new_gateway_is_probed_at_once() {
+    let mut worlds: Vec<World> = (0..300).map(|_| World::connected(&[(at(1), 20)])).collect();
+    let mut strangers = Strangers::default();
+    run_together(&mut worlds, &mut strangers, ms(2000));
+    for turn in 0..150 {
+        for (number, world) in worlds.iter_mut().enumerate() {
+            let first = (turn * 300 + number as u32) * 6;
+            let told: Vec<SocketAddr> = (0..6).map(|one| stranger(first + one)).collect();
+            world.paths.handle_candidates(&told, world.now);
+        }
+        run_together(&mut worlds, &mut strangers, ms(200));
+    }
+    let probes: usize = worlds.iter().map(probes_of_strangers).sum();
+    // Alone each has some 40 in half a minute.
+    let limit = 300 * (4 + 2) + 256 + 64 * 30;
+    assert!((limit / 2..=limit).contains(&probes), "{probes}");
+    // Nothing is left, and there comes one by an address that nobody knows.
+    let mut world = World::connected(&[(at(1), 20)]);
+    world.trips.insert(at(2), ms(20));
+    world.now = worlds[0].now;
+    world.paths.handle_session(at(2), world.now);
+    world.paths.handle_candidates(&[at(3)], world.now);
+    run_together(std::slice::from_mut(&mut world), &mut strangers, ms(100));
+    assert!(world.paths.has_echoed(at(2)));
+    assert!(!world.probes_of(at(3)).is_empty());
+}
+
 #[test]
 fn told_too_early_nothing_is_kept() {
     let mut world = World::connected(&[(at(1), 20)]);
