@@ -41,6 +41,10 @@ pub use outgoing::PlaneEvent;
 /// Commands that wait. The plane never waits for the daemon, so that whoever finds this full waits
 /// for a moment only.
 const MAX_COMMANDS: usize = 8 << 10;
+/// From so many links on, hellos are looked for at intervals: there is always one about to come, and
+/// to be woken for each would cost more than what is to be done.
+pub const MANY: usize = 64;
+pub const GRID: Duration = Duration::from_millis(5);
 /// More data threads than this gain nothing unless asked for.
 const DEFAULT_THREADS: usize = 8;
 
@@ -111,11 +115,17 @@ impl Plane {
     }
 
     /// What may be lost as a datagram may.
-    pub fn transmit(&self, command: Command) {
-        match self.commands.try_send(command) {
-            Ok(()) => self.inbox.wake(),
-            Err(TrySendError::Full(_)) => self.own_drops().count(DropReason::RingFull),
-            Err(TrySendError::Disconnected(_)) => {}
+    pub fn transmit(&self, commands: impl IntoIterator<Item = Command>) {
+        let mut any = false;
+        for command in commands {
+            match self.commands.try_send(command) {
+                Ok(()) => any = true,
+                Err(TrySendError::Full(_)) => self.own_drops().count(DropReason::RingFull),
+                Err(TrySendError::Disconnected(_)) => {}
+            }
+        }
+        if any {
+            self.inbox.wake();
         }
     }
 
@@ -150,6 +160,8 @@ struct Control {
     kernel: Kernel,
     port: u16,
     waiting: Receiver<Command>,
+    /// For each data thread, while commands are obeyed.
+    told: Vec<Vec<mailbox::Command>>,
     outgoing: Arc<Outgoing>,
     /// One per thread, and the plane's own last.
     drops: Vec<Arc<Drops>>,
@@ -211,6 +223,7 @@ impl Control {
             shared,
             threads,
             waiting,
+            told: (0..count).map(|_| Vec::new()).collect(),
             outgoing,
             drops,
             stopping: false,
@@ -273,7 +286,9 @@ impl Control {
         } else {
             let turn = self.links.due();
             let turn = turn.map(|at| at.saturating_sub(boottime()));
-            match self.kernel.due().into_iter().chain(turn).min() {
+            let look = inbox.is_looked_at().then_some(GRID);
+            let dues = self.kernel.due().into_iter().chain(turn);
+            match dues.chain(look).min() {
                 Some(wait) => PollTimeout::try_from(wait + Duration::from_millis(1))
                     .unwrap_or(PollTimeout::MAX),
                 None => PollTimeout::NONE,
@@ -290,6 +305,9 @@ impl Control {
     }
 
     fn publish(&mut self) {
+        if self.links.len() >= MANY {
+            self.shared.control.look_from_now_on();
+        }
         let snapshot = self.links.snapshot(&self.table, &self.settings.site);
         self.shared.snapshot.store(Arc::new(snapshot));
         self.links.attach_queues(&self.shared);

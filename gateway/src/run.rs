@@ -37,7 +37,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::io::{Offload, boottime};
 use crate::links::{self, Links};
-use crate::plane::{self, Plane, PlaneError, PlaneEvent};
+use crate::plane::{self, GRID, MANY, Plane, PlaneError, PlaneEvent};
 use crate::roster;
 use crate::table::Table;
 use drive::Linked;
@@ -51,9 +51,6 @@ use stop::{Signals, Stopping};
 
 /// How often counters are looked at, and what is not urgent is done.
 const SWEEP: Duration = Duration::from_millis(100);
-/// From so many links on, timers are kept on a grid.
-const MANY: usize = 64;
-const GRID: Duration = Duration::from_millis(5);
 /// Verification of what brokers send must not hold up the links.
 const WORKERS: usize = 2;
 /// Longest that what has come keeps timers waiting.

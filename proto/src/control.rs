@@ -251,6 +251,14 @@ pub fn read(packet: &[u8], from: &PublicKey, to: &PublicKey) -> Result<Control, 
     codec::decode(message.ok_or(ControlError::Message)?).map_err(|_| ControlError::Message)
 }
 
+/// Whether a packet may be read some milliseconds later: a hello or a digest, of which large meshes
+/// are full at rest. Nothing of it is verified.
+pub fn may_wait(packet: &[u8]) -> bool {
+    const HELLO: u8 = 0;
+    const DIGEST: u8 = 12;
+    packet.get(48) == Some(&VERSION) && matches!(packet.get(51), Some(&(HELLO | DIGEST)))
+}
+
 /// Ties a tunnel, named by both WireGuard keys, to the node that signs; `nonce` is the asker's.
 pub fn prove(
     key: &SigningKey,

@@ -168,10 +168,18 @@ impl Mailbox {
     }
 
     pub fn command(&self, command: Command) {
+        self.commands(&mut vec![command]);
+    }
+
+    /// Takes all of them; the owner is woken once.
+    pub fn commands(&self, commands: &mut Vec<Command>) {
+        if commands.is_empty() {
+            return;
+        }
         self.commands
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(command);
+            .append(commands);
         self.commanded.store(true, Ordering::Release);
         self.wake();
     }

@@ -59,6 +59,9 @@ impl Control {
         while let Ok(command) = self.waiting.try_recv() {
             is_changed |= self.apply(command);
         }
+        for (mailbox, told) in self.shared.mailboxes.iter().zip(&mut self.told) {
+            mailbox.commands(told);
+        }
         if is_changed {
             self.publish();
         }
@@ -123,9 +126,10 @@ impl Control {
         false
     }
 
-    fn tell(&self, of: &PublicKey, command: impl FnOnce(u32) -> mailbox::Command) {
+    /// A thread hears all at once: to wake it for each would cost more than what is to be done.
+    fn tell(&mut self, of: &PublicKey, command: impl FnOnce(u32) -> mailbox::Command) {
         if let Some(place) = self.links.place_of(of) {
-            self.shared.mailboxes[place.thread as usize].command(command(place.slot));
+            self.told[place.thread as usize].push(command(place.slot));
         }
     }
 }

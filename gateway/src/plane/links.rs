@@ -84,6 +84,10 @@ impl PlacedLinks {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.links.len()
+    }
+
     pub(super) fn place_of(&self, identity: &PublicKey) -> Option<LinkPlace> {
         let placed = self.links.get(identity)?.placed.as_ref();
         placed.map(|placed| placed.place)

@@ -65,13 +65,14 @@ impl Daemon {
             let table = Arc::new(self.table.clone());
             self.plane.command(Command::Table(table));
         }
-        while let Some(transmit) = self.links.poll_transmit() {
-            self.plane.transmit(Command::Transmit {
+        let links = &mut self.links;
+        let transmits = std::iter::from_fn(|| links.poll_transmit());
+        self.plane
+            .transmit(transmits.map(|transmit| Command::Transmit {
                 to: transmit.to,
                 path: transmit.path,
                 packet: transmit.packet.into(),
-            });
-        }
+            }));
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -227,12 +228,12 @@ impl Daemon {
             let _ = getrandom::fill(&mut bytes);
             u64::from_ne_bytes(bytes)
         };
-        for (to, datagram) in self.reflection.due(boottime(), nonces) {
-            self.plane.transmit(Command::Ask {
+        let due = self.reflection.due(boottime(), nonces);
+        self.plane
+            .transmit(due.into_iter().map(|(to, datagram)| Command::Ask {
                 to,
                 datagram: Box::new(datagram),
-            });
-        }
+            }));
     }
 
     // ---- questions --------------------------------------------------------------------------

@@ -92,6 +92,20 @@ fn a_proof_holds_for_its_tunnel_and_its_nonce_only() {
     ));
 }
 
+#[test]
+fn only_hellos_and_digests_may_wait() {
+    let (from, to) = (key(1).public(), key(2).public());
+    for message in every_message() {
+        let may = matches!(message, Control::Hello(_) | Control::Digest(_));
+        assert_eq!(
+            may_wait(&packet(&message, &from, &to, 0)),
+            may,
+            "{message:?}"
+        );
+    }
+    assert!(!may_wait(&[0; 51]));
+}
+
 /// One of each, in the order of their numbers on the wire.
 fn every_message() -> Vec<Control> {
     let boot = 0x0102_0304_0506_0708;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use proto::control;
 
 use super::RawHandshake;
 use crate::data::link::Endpoint;
@@ -76,6 +77,8 @@ pub struct ControlInbox {
 
 struct MeshQueues {
     packets: ArrayQueue<ControlPacket>,
+    /// Whether control looks every few milliseconds anyway.
+    is_looked_at: AtomicBool,
     packet_bytes: AtomicUsize,
     news: ArrayQueue<News>,
     reflected: ArrayQueue<Reflected>,
@@ -138,6 +141,7 @@ impl ControlInbox {
     pub fn for_mesh() -> std::io::Result<ControlInbox> {
         let mesh = MeshQueues {
             packets: ArrayQueue::new(CONTROL_PACKETS),
+            is_looked_at: AtomicBool::new(false),
             packet_bytes: AtomicUsize::new(0),
             news: ArrayQueue::new(NEWS),
             reflected: ArrayQueue::new(REFLECTED),
@@ -180,8 +184,23 @@ impl ControlInbox {
         if !taken {
             mesh.packet_bytes.fetch_sub(packet.len(), Ordering::Relaxed);
         }
-        self.wake();
+        if !(mesh.is_looked_at.load(Ordering::Relaxed) && control::may_wait(packet)) {
+            self.wake();
+        }
         taken
+    }
+
+    /// From now on control looks every few milliseconds whether there are packets, and need not be
+    /// woken for those that may wait. There is no way back: one would be lost on it.
+    pub fn look_from_now_on(&self) {
+        if let Some(mesh) = &self.mesh {
+            mesh.is_looked_at.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub fn is_looked_at(&self) -> bool {
+        let mesh = self.mesh.as_ref();
+        mesh.is_some_and(|mesh| mesh.is_looked_at.load(Ordering::Relaxed))
     }
 
     pub fn pop_packet(&self) -> Option<ControlPacket> {

@@ -1,5 +1,8 @@
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use proto::control::{Control, Hello};
+use proto::key::SigningKey;
+
 use super::*;
 
 const PLACE: LinkPlace = LinkPlace { thread: 1, slot: 2 };
@@ -38,6 +41,32 @@ fn control_packets_are_bounded_in_bytes_and_room_comes_back() {
     assert_eq!(fill(), fit);
     let popped = std::iter::from_fn(|| inbox.pop_packet()).count();
     assert_eq!((popped, fill()), (fit, fit));
+}
+
+#[test]
+fn who_looks_anyway_is_woken_only_by_what_may_not_wait() {
+    let inbox = ControlInbox::for_mesh().unwrap();
+    let (from, to) = ([1, 2].map(|seed| SigningKey::from_seed(&[seed; 32]).public())).into();
+    let hello = Control::Hello(Hello {
+        boot: 1,
+        number: 1,
+        interval: 1000,
+        heard: None,
+        carries: true,
+    });
+    let push = |message: &Control| {
+        let packet = control::packet(message, &from, &to, 0);
+        assert!(inbox.push_packet(PLACE, self::from(), &packet));
+    };
+    push(&hello);
+    assert!(is_awake(&inbox));
+    inbox.woke();
+    inbox.look_from_now_on();
+    push(&hello);
+    assert!(!is_awake(&inbox));
+    push(&Control::Ping { id: 1 });
+    assert!(is_awake(&inbox));
+    assert_eq!(std::iter::from_fn(|| inbox.pop_packet()).count(), 3);
 }
 
 #[test]
