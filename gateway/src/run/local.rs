@@ -5,8 +5,8 @@ mod socket;
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 
 use crate::status::{Pong, Refusal, Status};
 pub(super) use socket::{LocalSocket, SocketError};
@@ -68,52 +69,88 @@ type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// Serves until it is dropped.
 pub(super) async fn serve_local(socket: LocalSocket, whom: Whom) {
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = Connections::default();
     loop {
         let accepted = socket.listener.accept().await.map(|(stream, _)| stream);
-        take(accepted, &room, Door::Local, &whom).await;
+        connections.take(accepted, Door::Local, &whom).await;
     }
 }
 
 pub(super) async fn serve_tcp(listener: TcpListener, whom: Whom) {
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = Connections::default();
     loop {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
-        take(accepted, &room, Door::Tcp, &whom).await;
+        connections.take(accepted, Door::Tcp, &whom).await;
     }
 }
 
-async fn take<S>(accepted: io::Result<S>, room: &Arc<Semaphore>, door: Door, whom: &Whom)
+/// The oldest first. Whoever comes is taken: many who only hold a connection keep nobody out.
+#[derive(Default)]
+struct Connections(Vec<Connection>);
+
+struct Connection {
+    task: AbortHandle,
+    /// Held once here, and once by each answer that is under way.
+    busy: Arc<()>,
+}
+
+impl Connections {
+    async fn take<S>(&mut self, accepted: io::Result<S>, door: Door, whom: &Whom)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                // A shortage of descriptors passes; until then this must not be a busy loop.
+                tracing::debug!("http: cannot take a connection: {error}");
+                return tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        };
+        self.make_room();
+        let busy = Arc::new(());
+        let task = tokio::spawn(serve(stream, door, whom.clone(), Arc::downgrade(&busy)));
+        self.0.push(Connection {
+            task: task.abort_handle(),
+            busy,
+        });
+    }
+
+    /// Closes one that asks nothing at present, if there is such a one.
+    fn make_room(&mut self) {
+        self.0.retain(|connection| !connection.task.is_finished());
+        if self.0.len() >= MOST_CONNECTIONS {
+            let mut all = self.0.iter();
+            let idle = all.position(|connection| Arc::strong_count(&connection.busy) == 1);
+            self.0.remove(idle.unwrap_or(0)).task.abort();
+        }
+    }
+}
+
+async fn serve<S>(stream: S, door: Door, whom: Whom, busy: Weak<()>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let stream = match accepted {
-        Ok(stream) => stream,
-        Err(error) => {
-            // A shortage of descriptors passes; until then this must not be a busy loop.
-            tracing::debug!("http: cannot take a connection: {error}");
-            return tokio::time::sleep(ACCEPT_AGAIN).await;
+    let service = service_fn(|request| {
+        let (whom, busy) = (whom.clone(), busy.upgrade());
+        async move {
+            let answer = answer(&request, door, &whom).await;
+            Ok::<_, Infallible>(answer.map(|body| {
+                body.map_frame(move |frame| {
+                    let _until_the_end = &busy;
+                    frame
+                })
+            }))
         }
-    };
-    let Ok(place) = Arc::clone(room).acquire_owned().await else {
-        return;
-    };
-    let whom = whom.clone();
-    tokio::spawn(async move {
-        let service = service_fn(|request| {
-            let whom = whom.clone();
-            async move { Ok::<_, Infallible>(answer(&request, door, &whom).await) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
-            .max_buf_size(16 * 1024)
-            .serve_connection(TokioIo::new(stream), service);
-        if let Ok(Err(error)) = tokio::time::timeout(CONNECTION, connection).await {
-            tracing::debug!("http: {error}");
-        }
-        drop(place);
     });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION, connection).await {
+        tracing::debug!("http: {error}");
+    }
 }
 
 async fn answer<B>(request: &Request<B>, door: Door, whom: &Whom) -> Answer {
@@ -262,6 +299,9 @@ fn typed(code: StatusCode, kind: &'static str, body: BoxBody<Bytes, Infallible>)
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
     use super::*;
 
     #[test]
@@ -287,5 +327,40 @@ mod tests {
         assert_eq!(ask(), StatusCode::OK);
         drop(taken);
         assert_eq!(ask(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+    #[tokio::test]
+    async fn idle_connections_keep_nobody_out_and_are_closed_before_one_that_waits() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (questions, mut taken) = mpsc::channel(1);
+        let whom = Whom {
+            questions,
+            is_ready: Arc::new(AtomicBool::new(true)),
+        };
+        let served = tokio::spawn(serve_tcp(listener, whom));
+        let ask = async |page: &str| {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {page} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream
+        };
+        let mut waiting = ask("/metrics").await;
+        // The question is kept, so the answer stays under way.
+        let question = taken.recv().await.unwrap();
+        let mut idle = vec![];
+        for _ in 0..MOST_CONNECTIONS {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut text = String::new();
+        let mut healthy = ask("/health").await;
+        let answered = tokio::time::timeout(HEAD / 2, healthy.read_to_string(&mut text));
+        assert!(answered.await.unwrap().unwrap() > 0);
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        assert_eq!(idle[0].read(&mut [0]).await.unwrap(), 0);
+        drop(question);
+        text.clear();
+        waiting.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 503"), "{text}");
+        served.abort();
     }
 }
