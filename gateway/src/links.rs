@@ -24,6 +24,7 @@ mod pings;
 mod prefixes;
 mod proof;
 mod shapes;
+mod shut_out;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -405,7 +406,8 @@ impl Links {
             | Control::Answer { .. }
             | Control::Candidates { .. }
             | Control::Ping { .. }
-            | Control::Pong { .. } => {}
+            | Control::Pong { .. }
+            | Control::TwoOfOneKey => {}
         }
     }
 

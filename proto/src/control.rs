@@ -82,6 +82,9 @@ pub enum Control {
     Pong {
         id: u64,
     },
+    /// Two machines speak with the receiver's key: the sender takes nothing from either. Goes with
+    /// each hello for as long as that is so.
+    TwoOfOneKey,
 }
 
 /// Sent one way and never answered as such.

@@ -142,7 +142,29 @@ fn two_nodes_with_one_key_are_told() {
     })
     .unwrap();
     println!("told after {:?}", begin.elapsed());
+    tells_of_its_own_key(&mut mesh);
     mesh.watch.assert_clean();
+}
+
+/// The copy ends, the other site still shuts the key out, and who is shut out must not say that
+/// all is well.
+fn tells_of_its_own_key(mesh: &mut Mesh) {
+    wait_for("the other site shuts the key out", PATIENCE, || {
+        let link = mesh.sites[1].gateways[0].link("g11");
+        link.is_ok_and(|link| link["why"] == "two_of_one_key")
+    })
+    .unwrap();
+    mesh.gateway(0, 1).kill();
+    let original = &mesh.sites[0].gateways[0];
+    wait_for("the one that is left learns of it", PATIENCE, || {
+        let status = original.status().unwrap();
+        status["links"][0]["why"] == "shut_out"
+            && status["links"][0]["state"] != "up"
+            && status["problems"].to_string().contains("this node's key")
+    })
+    .unwrap();
+    let link = mesh.sites[1].gateways[0].link("g11").unwrap();
+    assert_eq!(link["why"], "two_of_one_key", "it was over already: {link}");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use super::paths::{PathOutput, Paths, Rtt};
 use super::pings::Pings;
 use super::prefixes::Prefixes;
 use super::proof::{Checked, Proof};
+use super::shut_out::ShutOut;
 use super::witness::{Inquiry, Watch};
 use super::{Change, Counters, Event, Gateway, LinkStatus, Why};
 
@@ -60,6 +61,7 @@ pub(super) struct Link {
     swept_at: Duration,
     bearing: Bearing,
     were_two: bool,
+    shut_out: ShutOut,
     /// Another boot speaks than when it was looked at last.
     is_other_boot: bool,
 }
@@ -104,6 +106,7 @@ impl Link {
             swept_at: now,
             bearing: Bearing::default(),
             were_two: false,
+            shut_out: ShutOut::default(),
             is_other_boot: false,
             gateway,
         };
@@ -238,7 +241,13 @@ impl Link {
             Control::Candidates { addresses } if self.proof.is_proven() => {
                 self.paths.handle_candidates(addresses, now);
             }
-            Control::Candidates { .. }
+            Control::TwoOfOneKey if self.proof.is_proven() => {
+                if self.shut_out.handle_told(now) {
+                    desk.changed(&self.of, Change::ShutOut);
+                }
+            }
+            Control::TwoOfOneKey
+            | Control::Candidates { .. }
             | Control::Answer { .. }
             | Control::GoodbyeHeard { .. }
             | Control::Word(_)
@@ -268,6 +277,9 @@ impl Link {
         };
         if let Some(hello) = self.life.poll_hello(says, now, &mut desk.dice) {
             desk.say(&self.of, &Control::Hello(hello));
+            if self.were_two {
+                desk.say(&self.of, &Control::TwoOfOneKey);
+            }
         }
         if let Some(question) = self
             .inquiry
@@ -291,6 +303,7 @@ impl Link {
             self.watch.poll_timeout(),
             self.hold.poll_timeout(now),
             self.boots.poll_timeout().filter(|at| now < *at),
+            self.shut_out.poll_timeout().filter(|at| now < *at),
         ]
         .into_iter()
         .flatten()
@@ -374,10 +387,14 @@ impl Link {
                 self.cleared_at = None;
                 self.accused_at = None;
                 self.is_other_boot = true;
+                self.shut_out = ShutOut::default();
             }
         }
         if self.left == Some(hello.boot) {
             return;
+        }
+        if hello.carries {
+            self.shut_out = ShutOut::default();
         }
         self.loss.handle_hello(hello.number, now);
         self.life.handle_hello(hello, now);
@@ -537,6 +554,9 @@ impl Link {
             } else {
                 Why::NoAnswer
             });
+        }
+        if self.shut_out.is_so(now) {
+            return Err(Why::ShutOut);
         }
         if self.accused_at.is_some() {
             return Err(Why::Accused);

@@ -84,6 +84,8 @@ pub enum Change {
     },
     /// Two boots of this identity speak in turn.
     TwoOfOneKey,
+    /// It takes nothing from here: two machines use our key.
+    ShutOut,
     /// Its proof does not hold: a record claims a WireGuard key that is another's.
     NotProven,
 }
@@ -107,6 +109,8 @@ pub enum Why {
     Goodbye,
     /// Two nodes use its key.
     TwoOfOneKey,
+    /// It takes nothing from here: two nodes use our key.
+    ShutOut,
 }
 
 /// Who carries the packets for a site.

@@ -291,10 +291,35 @@ fn two_of_one_key_are_both_left_alone_until_one_has_been_quiet_for_a_minute() {
     );
     assert_eq!(wire.state(1, 0), Err(Why::TwoOfOneKey));
     assert_eq!(wire.carriers(1, "a"), (false, vec![]));
+    assert_eq!(wire.state(0, 1), Err(Why::ShutOut), "it must learn of it");
+    assert_eq!(wire.carriers(0, "b"), (false, vec![]));
     wire.run(ms(50_000));
     assert_eq!(wire.state(1, 0), Err(Why::TwoOfOneKey));
+    assert_eq!(wire.state(0, 1), Err(Why::ShutOut));
     wire.run(ms(15_000));
     assert_eq!(wire.state(1, 0), Ok(()));
+    assert_eq!(wire.state(0, 1), Ok(()));
+    let shut_out = |(_, change): &(Duration, Change)| *change == Change::ShutOut;
+    let told = wire.changes(0, 1, began);
+    assert_eq!(told.iter().filter(|change| shut_out(change)).count(), 1);
+}
+
+#[test]
+fn who_was_shut_out_is_not_when_the_other_side_begins_anew() {
+    let mut wire = busy_pair(NEAR, 13);
+    let shut_out = control::packet(
+        &Control::TwoOfOneKey,
+        &identity(1).public(),
+        &identity(0).public(),
+        0,
+    );
+    wire.control(1, 0, shut_out);
+    wire.run(ms(20));
+    assert_eq!(wire.state(0, 1), Err(Why::ShutOut));
+    wire.kill(1);
+    wire.start(1);
+    wire.run(ms(1000));
+    assert_eq!(wire.state(0, 1), Ok(()));
 }
 
 #[test]

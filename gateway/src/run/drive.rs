@@ -135,6 +135,11 @@ impl Daemon {
                 gateway,
                 "two machines use its key: a state directory was copied. Stop one, delete its copy, and join it with a token of its own"
             ),
+            Change::ShutOut => tracing::warn!(
+                site,
+                gateway,
+                "it takes nothing from here, since two machines use this node's key: a state directory was copied. Stop one, delete its copy, and join it with a token of its own"
+            ),
             Change::NotProven => tracing::warn!(
                 site,
                 gateway,

@@ -65,6 +65,7 @@ impl Shown {
 pub(super) fn status(facts: Facts<'_>) -> Status {
     let view = facts.view;
     let mut problems = view_problems(view);
+    problems.extend(own_key_problem(&facts.links));
     problems.extend(facts.problems.iter().cloned());
     if facts.uptime >= PATIENCE {
         problems.extend(broker_problem(&view.broker));
@@ -277,6 +278,7 @@ pub(super) fn word(why: Why) -> &'static str {
         Why::Accused => "accused",
         Why::Goodbye => "goodbye",
         Why::TwoOfOneKey => "two_of_one_key",
+        Why::ShutOut => "shut_out",
     }
 }
 
@@ -290,6 +292,7 @@ pub(super) fn sentence(why: Why) -> &'static str {
         Why::Accused => "its sibling says that it died, and it does not answer",
         Why::Goodbye => "it was stopped",
         Why::TwoOfOneKey => "two machines use its key",
+        Why::ShutOut => "it takes nothing from here, since two machines use this node's key",
     }
 }
 
@@ -313,8 +316,22 @@ fn broker_problem(broker: &BrokerState) -> Option<Problem> {
     })
 }
 
+/// One for all links: others know of two, and this node is the one to be looked at.
+fn own_key_problem(links: &[LinkStatus]) -> Option<Problem> {
+    let who = |link: &LinkStatus| format!("{} of site {}", link.node, link.site);
+    let by = links.iter().filter(|link| link.state == Err(Why::ShutOut));
+    let by: Vec<String> = by.map(who).collect();
+    (!by.is_empty()).then(|| Problem {
+        what: format!(
+            "two machines use this node's key, and what they send is not taken: so say {}",
+            by.join(", ")
+        ),
+        next: "its state directory was copied: find the other machine; stop one of the two, delete its copy, and join it with a token of its own. The links return 60 s after only one is left".to_owned(),
+    })
+}
+
 fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<Problem> {
-    let why = link.state.err()?;
+    let why = link.state.err().filter(|why| *why != Why::ShutOut)?;
     let who = format!("gateway {} of site {}", link.node, link.site);
     let tried = tried(link);
     let next = match why {
@@ -333,7 +350,7 @@ fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<Problem> {
         }
         Why::Accused => "see whether it runs, on its own host".to_owned(),
         Why::Goodbye => "start it again if that was not meant".to_owned(),
-        Why::TwoOfOneKey => {
+        Why::TwoOfOneKey | Why::ShutOut => {
             "a state directory was copied: stop one of the two, delete its copy, and join it with a token of its own".to_owned()
         }
     };
@@ -447,6 +464,18 @@ mod tests {
         assert!(problem.what.contains("no relay either: it is off"));
         assert!(problem.next.contains("firewall"));
         assert_eq!(link_problem(&link(Ok(())), None), None);
+    }
+
+    #[test]
+    fn two_machines_with_this_nodes_key_are_one_problem_whoever_says_so() {
+        let (one, mut other) = (link(Err(Why::ShutOut)), link(Err(Why::ShutOut)));
+        other.node = "gate-2".parse().unwrap();
+        assert_eq!(link_problem(&one, None), None);
+        let problem = own_key_problem(&[one, link(Ok(())), other]).unwrap();
+        let who = "gate-1 of site berlin, gate-2 of site berlin";
+        assert!(problem.what.contains("this node's key") && problem.what.contains(who));
+        assert!(problem.next.contains("token of its own"));
+        assert_eq!(own_key_problem(&[link(Ok(()))]), None);
     }
 
     #[test]

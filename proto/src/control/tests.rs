@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// A number in braces stands for its byte, repeated.
-const GOLDEN: [&str; 17] = [
+const GOLDEN: [&str; 18] = [
     "00fd0807060504030201fb2c01fbe80301090afc7011010001",
     "01fd0807060504030201",
     "02fd0807060504030201",
@@ -22,6 +22,7 @@ const GOLDEN: [&str; 17] = [
     "0e0d0102020e0f",
     "0f02",
     "1002",
+    "11",
 ];
 
 fn key(number: u8) -> SigningKey {
@@ -165,6 +166,7 @@ fn every_message() -> Vec<Control> {
         }),
         Control::Ping { id: 2 },
         Control::Pong { id: 2 },
+        Control::TwoOfOneKey,
     ]
 }
 
