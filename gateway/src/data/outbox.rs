@@ -59,6 +59,8 @@ pub struct Outbox {
     /// The last message may not be extended.
     closed: bool,
     piecemeal: Vec<Piecemeal>,
+    /// Where probes of sizes begin in the arena: to be refused for its size is one's answer.
+    probes: Vec<usize>,
     /// The socket took no more; nothing new is read from the TUN until it does.
     full: bool,
     /// The time by which the first of what waits was sealed, where there is a clock.
@@ -78,6 +80,7 @@ impl Outbox {
             segments: if segment { SEGMENTS_NEW } else { 1 },
             closed: true,
             piecemeal: Vec::new(),
+            probes: Vec::new(),
             full: false,
             since: None,
             stale_sources: Vec::new(),
@@ -122,6 +125,11 @@ impl Outbox {
             segment: len,
         });
         self.closed = self.segments == 1;
+    }
+
+    /// What was committed last, by itself, may be larger than its path takes: that loses nothing.
+    pub fn note_probe(&mut self) {
+        self.probes.extend(self.messages.last().map(|last| last.at));
     }
 
     /// What comes next shares no send with what is there.
@@ -202,6 +210,7 @@ impl Outbox {
 
     fn clear(&mut self) {
         self.messages.clear();
+        self.probes.clear();
         (self.used, self.sent, self.closed, self.full) = (0, 0, true, false);
     }
 
@@ -267,6 +276,7 @@ impl Outbox {
             Some(libc::EINTR) => {}
             // Concerns this size on this path, not the offload.
             Some(libc::EMSGSIZE) if cut => self.send_piecemeal(message.to, message.segment, now),
+            Some(libc::EMSGSIZE) if self.probes.contains(&message.at) => self.sent += 1,
             Some(
                 libc::EINVAL
                 | libc::EADDRNOTAVAIL
@@ -391,6 +401,28 @@ mod tests {
             outbox.pieces_at_once(&message, now + PIECEMEAL),
             SEGMENTS_NEW
         );
+    }
+
+    #[test]
+    fn a_probe_that_is_too_large_for_the_interface_is_no_drop() {
+        let (mut outbox, drops) = (Outbox::new(true), Drops::default());
+        put(&mut outbox, 1, 0, 1452);
+        outbox.close();
+        put(&mut outbox, 1, 0, 9000);
+        outbox.note_probe();
+        let refuse = |outbox: &mut Outbox, errno| {
+            let refusal = io::Error::from_raw_os_error(errno);
+            outbox.refused(&refusal, Duration::ZERO, &drops);
+        };
+        refuse(&mut outbox, libc::EMSGSIZE);
+        assert_eq!(drops.get(DropReason::SendFailed), 1, "that was data");
+        refuse(&mut outbox, libc::EMSGSIZE);
+        assert_eq!(drops.get(DropReason::SendFailed), 1);
+        assert_eq!(outbox.sent, 2);
+        outbox.clear();
+        put(&mut outbox, 1, 0, 9000);
+        refuse(&mut outbox, libc::EMSGSIZE);
+        assert_eq!(drops.get(DropReason::SendFailed), 2, "another one");
     }
 
     #[test]

@@ -110,6 +110,10 @@ impl Link {
         // A probe that the path refuses must not take what was sealed before it along.
         work.outbox.close();
         let bytes = self.seal(packet, &to, Mark::default(), work);
+        if bytes > 0 {
+            // All of control's but probes of a size fits any path.
+            work.outbox.note_probe();
+        }
         work.outbox.close();
         self.sent(bytes, work.now);
     }
