@@ -5,9 +5,8 @@ mod control;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519;
@@ -132,16 +131,44 @@ const SPARE_FRAMES: usize = 64;
 const STRAYS: usize = 256;
 /// The screen is faster than the owner: so many may come at once before one is lost.
 const HANDSHAKES: usize = 1024;
+/// Packets of control to be sealed; other commands are few and must not be lost.
+const CONTROL_PACKETS: usize = 4096;
+const CONTROL_BYTES: usize = 4 << 20;
 const _: () = assert!(
     FRAMES * super::thread::FRAME_BUFFER
         + STRAYS * (64 << 10)
         + HANDSHAKES * size_of::<Handshake>()
-        < 40 << 20,
+        + CONTROL_BYTES
+        + CONTROL_PACKETS * size_of::<Command>()
+        < 48 << 20,
     "the most that can wait for one thread"
 );
 
+#[derive(Default)]
+struct Commands {
+    list: Vec<Command>,
+    packets: usize,
+    packet_bytes: usize,
+}
+
+impl Commands {
+    /// Whether there was room.
+    fn push(&mut self, command: Command) -> bool {
+        if let Command::SendControl { packet, .. } = &command {
+            let bytes = self.packet_bytes + packet.len();
+            if self.packets >= CONTROL_PACKETS || bytes > CONTROL_BYTES {
+                return false;
+            }
+            self.packets += 1;
+            self.packet_bytes = bytes;
+        }
+        self.list.push(command);
+        true
+    }
+}
+
 pub struct Mailbox {
-    commands: Mutex<Vec<Command>>,
+    commands: Mutex<Commands>,
     commanded: AtomicBool,
     pub handshakes: ArrayQueue<Handshake>,
     pub frames: ArrayQueue<Frame>,
@@ -171,17 +198,25 @@ impl Mailbox {
         self.commands(&mut vec![command]);
     }
 
-    /// Takes all of them; the owner is woken once.
-    pub fn commands(&self, commands: &mut Vec<Command>) {
+    /// Takes all of them; the owner is woken once. Returns how many packets had no room, as with an
+    /// owner that does not run.
+    pub fn commands(&self, commands: &mut Vec<Command>) -> u64 {
         if commands.is_empty() {
-            return;
+            return 0;
         }
-        self.commands
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .append(commands);
+        let mut lost = 0;
+        let mut waiting = self.lock();
+        for command in commands.drain(..) {
+            lost += u64::from(!waiting.push(command));
+        }
+        drop(waiting);
         self.commanded.store(true, Ordering::Release);
         self.wake();
+        lost
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Commands> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes the owner if it sleeps; call after putting something in.
@@ -225,12 +260,7 @@ impl Mailbox {
         if !self.commanded.swap(false, Ordering::AcqRel) {
             return Vec::new();
         }
-        std::mem::take(
-            &mut *self
-                .commands
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        )
+        std::mem::take(&mut *self.lock()).list
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -264,5 +294,28 @@ impl RawHandshake {
 
     pub fn bytes(&self) -> &[u8] {
         &self.datagram[..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_for_a_thread_that_hangs_is_lost_at_last_and_other_commands_never() {
+        for (len, room) in [(100, CONTROL_PACKETS), (9000, CONTROL_BYTES / 9000)] {
+            let mailbox = Mailbox::new().unwrap();
+            let packet = || Command::SendControl {
+                slot: 0,
+                packet: vec![0; len].into(),
+                to: None,
+            };
+            let mut commands: Vec<Command> = (0..2 * room).map(|_| packet()).collect();
+            commands.extend((0..10_000).map(|slot| Command::RemoveLink { slot }));
+            assert_eq!(mailbox.commands(&mut commands), room as u64);
+            assert_eq!(mailbox.take_commands().len(), room + 10_000);
+            // It runs again.
+            assert_eq!(mailbox.commands(&mut vec![packet()]), 0);
+        }
     }
 }

@@ -10,6 +10,7 @@ use super::Control;
 use super::links::OwnKey;
 use crate::data::link::LinkShared;
 use crate::data::mailbox;
+use crate::drops::DropReason;
 use crate::io::boottime;
 use crate::table::Table;
 
@@ -59,9 +60,11 @@ impl Control {
         while let Ok(command) = self.waiting.try_recv() {
             is_changed |= self.apply(command);
         }
+        let mut lost = 0;
         for (mailbox, told) in self.shared.mailboxes.iter().zip(&mut self.told) {
-            mailbox.commands(told);
+            lost += mailbox.commands(told);
         }
+        self.drops[self.drops.len() - 1].add(DropReason::RingFull, lost);
         if is_changed {
             self.publish();
         }

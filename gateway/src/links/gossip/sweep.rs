@@ -18,6 +18,8 @@ const SWEEPS_APART: Duration = Duration::from_millis(500);
 /// In a mesh of more, differences may be on their way from the broker: they have to last.
 const SMALL: usize = 50;
 const SETTLED: Duration = Duration::from_secs(2);
+/// Not longer than this, for somebody may sign a new record each second.
+const SETTLED_AT_LAST: Duration = Duration::from_secs(10);
 /// Until the same difference, which a sweep did not end, is looked into again, with whomever: the
 /// others lack what we have, or something got lost.
 const AGAIN_SMALL: Duration = Duration::from_secs(2);
@@ -34,6 +36,8 @@ pub(super) struct Sweeps {
     not_before: Duration,
     /// When our own records changed last.
     changed: Duration,
+    /// Since when they have not settled, or have not been swept.
+    restless_since: Duration,
     /// Differences that were looked into lately.
     done: VecDeque<Done>,
 }
@@ -59,11 +63,15 @@ impl Sweeps {
             current: None,
             not_before: now,
             changed: Duration::ZERO,
+            restless_since: Duration::ZERO,
             done: VecDeque::new(),
         }
     }
 
     pub(super) fn handle_records(&mut self, now: Duration) {
+        if now >= self.changed + SETTLED {
+            self.restless_since = now;
+        }
         self.changed = now;
     }
 
@@ -115,7 +123,7 @@ impl Sweeps {
         let again = if is_small { AGAIN_SMALL } else { AGAIN };
         let ours = knowledge.records.0;
         self.done.retain(|done| now < done.at + again);
-        if !is_small && now < self.changed + SETTLED {
+        if !is_small && self.must_wait(now) {
             // Each is proposed again by its next digest.
             self.proposed.clear();
             return None;
@@ -133,9 +141,14 @@ impl Sweeps {
             }
             let at = now;
             self.done.push_back(Done { theirs, ours, at });
+            self.restless_since = now;
             return Some(Sweep { with, from: 0 });
         }
         None
+    }
+
+    fn must_wait(&self, now: Duration) -> bool {
+        now < self.changed + SETTLED && now < self.restless_since + SETTLED_AT_LAST
     }
 }
 
@@ -198,4 +211,47 @@ pub(super) fn answer<'a>(
 fn tag(identity: &PublicKey) -> u64 {
     let bytes = identity.as_bytes();
     u64::from_be_bytes(std::array::from_fn(|at| bytes[at]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proto::key::SigningKey;
+
+    use super::*;
+
+    fn identity(number: u8) -> PublicKey {
+        SigningKey::from_seed(&[number; 32]).public()
+    }
+
+    #[test]
+    fn records_that_change_all_the_time_put_a_sweep_off_for_ten_seconds_at_most() {
+        let member = Arc::new(Member {
+            enrolment: vec![],
+            record: vec![],
+        });
+        let members = (0..60).map(|number| (identity(number), (1, member.clone())));
+        let knowledge = Knowledge {
+            members: Arc::new(members.collect::<BTreeMap<_, _>>()),
+            ..Knowledge::default()
+        };
+        let mut sweeps = Sweeps::new(Duration::ZERO);
+        let mut began = vec![];
+        for second in 100..140 {
+            let now = Duration::from_secs(second);
+            sweeps.handle_records(now);
+            sweeps.propose(identity(1));
+            // Theirs change as well.
+            let theirs = [second as u8; 32];
+            while let Some((with, _)) = sweeps.next(&knowledge, |_| Some(theirs), now) {
+                sweeps.not_before = now;
+                assert_eq!(with, identity(1));
+                if began.last() != Some(&second) {
+                    began.push(second);
+                }
+            }
+        }
+        assert_eq!(began, [110, 120, 130]);
+    }
 }
