@@ -185,13 +185,14 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// In the order of what takes longest for others: the sooner the packet path runs, the sooner
-    /// handshakes are answered.
+    /// First what finds out whether this may run here at all; then in the order of what takes longest
+    /// for others: the sooner the packet path runs, the sooner handshakes are answered.
     async fn start(
         options: Options,
         state: &StateDir,
         begun: Duration,
     ) -> Result<(Daemon, Inputs), Error> {
+        let routes = Routes::start(&options).await?;
         let node = follow::start(
             state,
             follow::Options {
@@ -210,7 +211,6 @@ impl Daemon {
         let mut whereabouts = Whereabouts::new(&options, plane.port, finding);
         whereabouts.look();
         whereabouts.handle_prefixes(&first);
-        let routes = Routes::new(&options, plane.port);
         let relayed = Relayed::start(&options, &node, plane.port)?;
         let is_ready = Arc::<AtomicBool>::default();
         let (served, questions) = serve_questions(socket, metrics, is_ready.clone());
@@ -271,7 +271,7 @@ impl Daemon {
                     self.handle_view(view);
                 }
                 () = tokio::time::sleep(wait) => self.links.handle_timeout(boottime()),
-                _ = sweep.tick() => self.sweep().await?,
+                _ = sweep.tick() => self.sweep().await,
                 Ok(()) = inputs.reflector.changed() => {
                     let session = inputs.reflector.borrow_and_update().clone();
                     self.reflection.handle_session(session, boottime());
@@ -359,7 +359,7 @@ impl Daemon {
     }
 
     /// What is not urgent.
-    async fn sweep(&mut self) -> Result<(), Error> {
+    async fn sweep(&mut self) {
         let now = boottime();
         self.count(now);
         for (gateway, id) in self.pings.due(now) {
@@ -376,11 +376,10 @@ impl Daemon {
         }
         if std::mem::take(&mut self.facts_are_old) {
             let carriers = self.links.carriers();
-            self.routes
-                .tell(&self.view, &self.whereabouts, carriers, &self.mtus)?;
+            let place = (&self.whereabouts, self.plane.port);
+            self.routes.tell(&self.view, place, carriers, &self.mtus);
         }
         self.look_whether_ready(now);
-        Ok(())
     }
 
     fn look_whether_ready(&self, now: Duration) {

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::diff::{Change, Found, diff};
 use crate::facts::Facts;
+use crate::lock::{Holder, Lock};
 use crate::netlink::events::{Event, Events};
 use crate::netlink::link::{Address, Link};
 use crate::netlink::nft::Nft;
@@ -47,8 +46,10 @@ pub enum StartError {
         "the kernel's routes cannot be changed without privilege; run as root or with CAP_NET_ADMIN"
     )]
     Privilege,
-    #[error("another causeway daemon keeps the routes of this network namespace; stop it first")]
-    Running,
+    #[error(
+        "{0} keeps the routes of this network namespace, and there is room for one; stop it first, or run this in a network namespace of its own"
+    )]
+    Running(Holder),
     #[error("netlink cannot be spoken: {0}")]
     Kernel(#[from] io::Error),
 }
@@ -61,9 +62,13 @@ pub struct Handle {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts on a thread of its own, in the network namespace of the caller. The value in `facts` is the
-/// first: what an earlier run left and these do not want is removed, so start when they are known.
-pub fn start(settings: Settings, facts: watch::Receiver<Arc<Facts>>) -> Result<Handle, StartError> {
+/// Starts on a thread of its own, in the network namespace of the caller, which is blocked for up to
+/// a second if another is just ending there. Nothing is changed before there are facts: what an
+/// earlier run left and they do not want is removed then.
+pub fn start(
+    settings: Settings,
+    facts: watch::Receiver<Option<Arc<Facts>>>,
+) -> Result<Handle, StartError> {
     need_privilege()?;
     let lock = Lock::take()?;
     let (problems_out, problems) = watch::channel(vec![]);
@@ -76,7 +81,11 @@ pub fn start(settings: Settings, facts: watch::Receiver<Arc<Facts>>) -> Result<H
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build();
-            let work = async {
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(ready_out.send(Err(error.into()))),
+            };
+            runtime.block_on(async {
                 match Agent::new(settings, facts, problems_out) {
                     Ok(agent) => {
                         let _ = ready_out.send(Ok(()));
@@ -84,13 +93,7 @@ pub fn start(settings: Settings, facts: watch::Receiver<Arc<Facts>>) -> Result<H
                     }
                     Err(error) => drop(ready_out.send(Err(error))),
                 }
-            };
-            match runtime {
-                Ok(runtime) => runtime.block_on(work),
-                Err(error) => {
-                    tracing::error!(%error, "no runtime for the routes");
-                }
-            }
+            });
         })?;
     ready
         .recv()
@@ -120,29 +123,6 @@ impl Drop for Handle {
     }
 }
 
-/// Held by whoever changes the kernel of a network namespace: abstract sockets belong to one, and
-/// go with the process.
-pub(crate) struct Lock {
-    _socket: UnixDatagram,
-}
-
-impl Lock {
-    pub(crate) fn take() -> Result<Lock, StartError> {
-        let address = SocketAddr::from_abstract_name("causeway-routes")?;
-        let mut left = 20;
-        loop {
-            match UnixDatagram::bind_addr(&address) {
-                Ok(socket) => return Ok(Lock { _socket: socket }),
-                Err(error) if error.kind() != io::ErrorKind::AddrInUse => return Err(error.into()),
-                Err(_) if left == 0 => return Err(StartError::Running),
-                // A killed daemon takes a moment to be gone.
-                Err(_) => std::thread::sleep(APART),
-            }
-            left -= 1;
-        }
-    }
-}
-
 pub(crate) fn need_privilege() -> Result<(), StartError> {
     const CAP_NET_ADMIN: u32 = 12;
     let status = std::fs::read_to_string("/proc/thread-self/status")?;
@@ -158,7 +138,7 @@ pub(crate) fn need_privilege() -> Result<(), StartError> {
 
 struct Agent {
     settings: Settings,
-    facts: watch::Receiver<Arc<Facts>>,
+    facts: watch::Receiver<Option<Arc<Facts>>>,
     problems: watch::Sender<Vec<Problem>>,
     handle: rtnetlink::Handle,
     events: Events,
@@ -183,7 +163,7 @@ struct Seen {
 impl Agent {
     fn new(
         settings: Settings,
-        facts: watch::Receiver<Arc<Facts>>,
+        facts: watch::Receiver<Option<Arc<Facts>>>,
         problems: watch::Sender<Vec<Problem>>,
     ) -> Result<Agent, StartError> {
         // Before the first look: nothing may change unseen in between.
@@ -251,9 +231,11 @@ impl Agent {
 
     /// Reads the kernel and puts right what differs; how long until the next look without cause.
     async fn look(&mut self) -> Duration {
+        let Some(facts) = self.facts.borrow_and_update().clone() else {
+            return ROUND;
+        };
         let mut problems = vec![];
         let fresh = std::mem::take(&mut self.fresh);
-        let facts = Arc::clone(&self.facts.borrow_and_update());
         let wait = match self.see(&facts).await {
             Ok(seen) => self.mend(&facts, seen, fresh, &mut problems).await,
             Err(refused) => {

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::agent::{self, StartError};
+use crate::lock::{Holder, Lock};
 use crate::netlink::nft::Nft;
 use crate::netlink::{Refused, link, route, rule};
 use crate::settings::{ALIAS, TABLE_NAME};
@@ -13,6 +14,8 @@ use crate::wanted::route_line;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
     pub removed: Vec<String>,
+    /// Whose all this is now, if it was only asked what would be removed.
+    pub in_use: Option<Holder>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +29,7 @@ pub enum CleanupError {
 /// Blocks; starts a runtime of its own.
 pub fn cleanup(dry_run: bool) -> Result<Cleaned, CleanupError> {
     agent::need_privilege()?;
-    let _lock = agent::Lock::take()?;
+    let lock = if dry_run { None } else { Some(Lock::take()?) };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -38,6 +41,10 @@ pub fn cleanup(dry_run: bool) -> Result<Cleaned, CleanupError> {
     runtime
         .block_on(cleaner.run())
         .map_err(StartError::Kernel)?;
+    if dry_run {
+        cleaner.cleaned.in_use = Holder::find();
+    }
+    drop(lock);
     if cleaner.failed.is_empty() {
         Ok(cleaner.cleaned)
     } else {

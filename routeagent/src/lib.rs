@@ -9,6 +9,7 @@ mod cleanup;
 pub mod diff;
 pub mod facts;
 pub mod guard;
+mod lock;
 mod netlink;
 pub mod plan;
 mod problem;
@@ -18,5 +19,6 @@ pub mod wanted;
 
 pub use agent::{Handle, StartError, start};
 pub use cleanup::{Cleaned, CleanupError, cleanup};
+pub use lock::Holder;
 pub use problem::Problem;
 pub use settings::Settings;

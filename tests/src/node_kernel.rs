@@ -32,7 +32,7 @@ pub struct NodeKernel {
     pub world: Namespace,
     /// The other site, at the far end of what is taken for the tunnel.
     pub far: Namespace,
-    facts: watch::Sender<Arc<Facts>>,
+    facts: watch::Sender<Option<Arc<Facts>>>,
     pub lab: Lab,
 }
 
@@ -55,7 +55,7 @@ impl NodeKernel {
         node.run("ip", &["route", "add", "default", "via", "2001:db8::2"])?;
         host.run("ip", &["route", "add", "default", "via", LAN_V4])?;
         host.run("ip", &["route", "add", "default", "via", LAN_V6])?;
-        let (facts, _) = watch::channel(Arc::new(facts()));
+        let (facts, _) = watch::channel(Some(Arc::new(facts())));
         let kernel = NodeKernel {
             node,
             host,
@@ -100,7 +100,7 @@ impl NodeKernel {
     }
 
     pub fn set_facts(&self, facts: Facts) {
-        self.facts.send_replace(Arc::new(facts));
+        self.facts.send_replace(Some(Arc::new(facts)));
     }
 
     /// Everything of this node's kernel that the agent might touch, as programs print it.

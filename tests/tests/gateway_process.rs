@@ -18,7 +18,7 @@ use tests::lab::{Lab, Namespace, Process, skip, wait_for};
 
 /// A machine of the site with nobody to reach, and the state it joined with.
 struct Machine {
-    _lab: Lab,
+    lab: Lab,
     namespace: Namespace,
     directory: PathBuf,
     mesh: Mesh,
@@ -47,7 +47,7 @@ impl Machine {
             directory: lab.directory().to_owned(),
             namespace,
             mesh,
-            _lab: lab,
+            lab,
         }
     }
 
@@ -61,8 +61,17 @@ impl Machine {
 
     /// As a child of a program and its arguments, which becomes it.
     fn command_through(&self, through: &[&str], state: &Path, runtime: &Path) -> Command {
+        self.command_in(&self.namespace, through, (state, runtime))
+    }
+
+    fn command_in(
+        &self,
+        namespace: &Namespace,
+        through: &[&str],
+        (state, runtime): (&Path, &Path),
+    ) -> Command {
         let causeway = causeway();
-        let mut command = self.namespace.command(through.first().unwrap_or(&"env"));
+        let mut command = namespace.command(through.first().unwrap_or(&"env"));
         command
             .args(through.get(1..).unwrap_or(&[]))
             .arg(causeway.get_program())
@@ -173,22 +182,19 @@ fn what_is_in_use_is_refused_by_name_and_the_first_goes_on() {
     }
     let machine = Machine::new("gwtwo");
     let first = machine.start("one");
-    let mut same_state = machine.command_through(
-        &[],
-        &machine.mesh.node("one"),
-        &machine.runtime("elsewhere"),
-    );
-    same_state.args(["--tun", "other0", "--listen", "[::]:51999"]);
+    let pid = format!("process {} ", first.pid());
+    let mut beside = machine.command("two");
+    beside.args(["--tun", "other0", "--listen", "[::]:51999"]);
+    refused(beside).assert_refused(&[&pid, "gateway run", "this network namespace", "stop it"]);
+    let left = machine.namespace.run("ip", &["link", "show", "other0"]);
+    assert!(left.is_err(), "{left:?}");
+    assert!(!machine.runtime("two").join("gateway.sock").exists());
+
+    let elsewhere = machine.lab.namespace("elsewhere").unwrap();
+    let (one, two) = (machine.mesh.node("one"), machine.mesh.node("two"));
+    let same_state = machine.command_in(&elsewhere, &[], (&one, &machine.runtime("elsewhere")));
     refused(same_state).assert_refused(&["in use by another process", "stop that first"]);
-    let mut same_interface = machine.command("two");
-    same_interface.args(["--listen", "[::]:51999"]);
-    let pid = first.pid().to_string();
-    refused(same_interface).assert_refused(&["causeway0 is in use by", &pid, "--tun"]);
-    let mut same_port = machine.command("two");
-    same_port.args(["--tun", "other0"]);
-    refused(same_port).assert_refused(&["51820", "ss -lunp"]);
-    let same_runtime =
-        machine.command_through(&[], &machine.mesh.node("two"), &machine.runtime("one"));
+    let same_runtime = machine.command_in(&elsewhere, &[], (&two, &machine.runtime("one")));
     refused(same_runtime).assert_refused(&["running already", "--runtime-dir"]);
     assert!(machine.status("one").is_some());
     assert!(first.is_running());

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
-use routeagent::{CleanupError, Settings, StartError};
+use routeagent::{CleanupError, Holder, Settings, StartError};
 use tests::broker::command::causeway;
 use tests::lab::{Namespace, skip};
 use tests::node_kernel::{LAN, NodeKernel, facts, prefix, told};
@@ -136,15 +136,31 @@ fn one_namespace_has_one_agent() {
     let kernel = NodeKernel::new("one").unwrap();
     let _handle = kernel.start(Settings::default()).unwrap();
     let second = kernel.start(Settings::default()).unwrap_err();
-    assert!(matches!(
-        second.downcast_ref::<StartError>(),
-        Some(StartError::Running)
-    ));
-    let refused = kernel.node.within(|| routeagent::cleanup(true)).unwrap();
+    let Some(StartError::Running(Holder::Process { pid, .. })) = second.downcast_ref() else {
+        panic!("{second:?}");
+    };
+    assert_eq!(*pid, std::process::id());
+    let refused = kernel.node.within(|| routeagent::cleanup(false)).unwrap();
     assert!(matches!(
         refused,
-        Err(CleanupError::Start(StartError::Running))
+        Err(CleanupError::Start(StartError::Running(_)))
     ));
+}
+
+#[test]
+fn what_cleanup_would_remove_is_told_while_a_daemon_runs() {
+    if skip("cleanup_beside_a_daemon", &["nft"]) {
+        return;
+    }
+    let kernel = NodeKernel::new("beside").unwrap();
+    let _handle = kernel.start(Settings::default()).unwrap();
+    kernel.until_whole().unwrap();
+    let before = kernel.snapshot().unwrap();
+    let (text, content) = say(&kernel.node, &[], &["cleanup", "--dry-run"]);
+    let pid = format!("process {} ", std::process::id());
+    assert!(content && text.contains(&pid), "{text}");
+    assert!(text.contains("would remove route 10.2.0.0/16"), "{text}");
+    assert_eq!(kernel.snapshot().unwrap(), before);
 }
 
 #[test]

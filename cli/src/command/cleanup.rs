@@ -25,6 +25,9 @@ struct Shown {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let dry_run = arguments.dry_run;
     let cleaned = routeagent::cleanup(dry_run)?;
+    if let Some(holder) = &cleaned.in_use {
+        eprintln!("{holder} uses all this; cleanup refuses to remove it until that is stopped");
+    }
     if arguments.output.json {
         return print::json(&Shown {
             dry_run,

@@ -17,66 +17,62 @@ use crate::status::Problem;
 
 pub(super) struct Routes {
     tun: String,
-    port: u16,
-    settings: routeagent::Settings,
-    /// Once there is something to tell.
-    agent: Option<(routeagent::Handle, watch::Sender<Arc<Facts>>)>,
+    agent: routeagent::Handle,
+    told: watch::Sender<Option<Arc<Facts>>>,
 }
 
 impl Routes {
-    pub(super) fn new(options: &Options, port: u16) -> Routes {
-        Routes {
+    /// First of all that is started: it fails where another gateway has this network namespace, and
+    /// that must come before anybody hears of us. It may take a second, off the event loop.
+    pub(super) async fn start(options: &Options) -> Result<Routes, Error> {
+        let settings = routeagent::Settings {
+            table: options.table,
+            rule_priority: options.rule_priority,
+            fwmark: options.fwmark,
+            open_forward: options.open_forward,
+            ..routeagent::Settings::default()
+        };
+        let (told, known) = watch::channel(None);
+        let started = tokio::task::spawn_blocking(move || routeagent::start(settings, known));
+        let agent = started
+            .await
+            .map_err(|_| Error::Ended("the start of the routes has ended"))??;
+        Ok(Routes {
             tun: options.tun.clone(),
-            port,
-            settings: routeagent::Settings {
-                table: options.table,
-                rule_priority: options.rule_priority,
-                fwmark: options.fwmark,
-                open_forward: options.open_forward,
-                ..routeagent::Settings::default()
-            },
-            agent: None,
-        }
+            agent,
+            told,
+        })
     }
 
-    /// Tells what has changed. The agent starts with the first facts that rest on a ledger: before,
-    /// it would take down what an earlier run has left.
+    /// Tells what has changed, from the first facts on that rest on a ledger: before, the agent would
+    /// take down what an earlier run has left.
     pub(super) fn tell(
-        &mut self,
+        &self,
         view: &View,
-        whereabouts: &Whereabouts,
+        (whereabouts, listen_port): (&Whereabouts, u16),
         carriers: &Carriers,
         mtus: &BTreeMap<PublicKey, u16>,
-    ) -> Result<(), Error> {
+    ) {
+        if view.standing == Standing::NoGrant && view.prefixes.is_empty() {
+            return;
+        }
         let tunnel = Tunnel {
             tun: self.tun.clone(),
             lan: whereabouts.lan().to_vec(),
-            listen_port: self.port,
+            listen_port,
         };
         let facts = roster::facts(view, &tunnel, carriers, mtus);
-        let Some((_, told)) = &self.agent else {
-            if view.standing == Standing::NoGrant && view.prefixes.is_empty() {
-                return Ok(());
-            }
-            let (told, known) = watch::channel(Arc::new(facts));
-            self.agent = Some((routeagent::start(self.settings.clone(), known)?, told));
-            return Ok(());
-        };
-        told.send_if_modified(|known| {
-            let is_new = **known != facts;
+        self.told.send_if_modified(|known| {
+            let is_new = known.as_deref() != Some(&facts);
             if is_new {
-                *known = Arc::new(facts);
+                *known = Some(Arc::new(facts));
             }
             is_new
         });
-        Ok(())
     }
 
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let Some((agent, _)) = &self.agent else {
-            return Vec::new();
-        };
-        let problems = agent.problems().borrow().clone();
+        let problems = self.agent.problems().borrow().clone();
         let shown = problems.into_iter().map(|problem| Problem {
             what: problem.what,
             next: problem.next,
@@ -86,8 +82,6 @@ impl Routes {
 
     /// What is programmed stays.
     pub(super) fn stop(self) {
-        if let Some((agent, _)) = self.agent {
-            agent.stop();
-        }
+        self.agent.stop();
     }
 }
