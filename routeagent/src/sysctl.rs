@@ -5,8 +5,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::sys::socket::getsockopt;
+use nix::{getsockopt_impl, sockopt_impl};
 use serde::{Deserialize, Serialize};
 
 use crate::problem::Problem;
@@ -43,9 +47,12 @@ pub(crate) struct Kept {
 impl Memory {
     /// Of this network namespace: daemons in several of them share one /run.
     pub(crate) fn open() -> io::Result<Memory> {
-        let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
-        let path = Path::new(DIRECTORY).join(format!("sysctl-{namespace}.json"));
         let boot = read("kernel/random/boot_id")?;
+        Memory::open_in(Path::new(DIRECTORY), &namespace()?, boot)
+    }
+
+    fn open_in(directory: &Path, namespace: &str, boot: String) -> io::Result<Memory> {
+        let path = directory.join(format!("sysctl-{namespace}.json"));
         let kept = match fs::read(&path) {
             Ok(bytes) => noted(&bytes, &boot),
             Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
@@ -64,7 +71,10 @@ impl Memory {
                 None => self.kept.push(kept),
             }
         }
-        fs::create_dir_all(DIRECTORY)?;
+        if let Some(directory) = self.path.parent() {
+            fs::create_dir_all(directory)?;
+            forget_other_boots(directory, &self.boot);
+        }
         let noted = self.kept.iter().map(|kept| Noted {
             boot: self.boot.clone(),
             kept: kept.clone(),
@@ -97,6 +107,45 @@ impl Memory {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(restored),
+        }
+    }
+}
+
+// What no other network namespace of this boot ever has.
+sockopt_impl!(
+    NamespaceCookie,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_NETNS_COOKIE,
+    u64
+);
+
+/// A name for the network namespace of the caller. The number of its file is given to the next
+/// namespace once it is gone, and what was noted of the one must not be put back in the other.
+fn namespace() -> io::Result<String> {
+    match getsockopt(&UnixDatagram::unbound()?, NamespaceCookie) {
+        Ok(cookie) => Ok(format!("cookie-{cookie}")),
+        // Before Linux 5.14.
+        Err(Errno::ENOPROTOOPT) => {
+            let inode = fs::metadata("/proc/thread-self/ns/net")?.ino();
+            Ok(inode.to_string())
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Where /run outlives a boot, and nobody cleans up, they would become more and more.
+fn forget_other_boots(directory: &Path, boot: &str) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        // Drafts of others may be half written.
+        let is_record = name
+            .to_str()
+            .is_some_and(|name| name.starts_with("sysctl-") && name.ends_with(".json"));
+        let path = entry.path();
+        if is_record && fs::read(&path).is_ok_and(|bytes| noted(&bytes, boot).is_empty()) {
+            // It is looked at again at the next start.
+            let _kept = fs::remove_file(&path);
         }
     }
 }
@@ -257,5 +306,37 @@ mod tests {
         assert_eq!(noted(&bytes, "one"), [kept]);
         assert_eq!(noted(&bytes, "two"), []);
         assert_eq!(noted(b"damaged", "one"), []);
+    }
+
+    #[test]
+    fn a_record_is_of_one_namespace_and_goes_with_the_boot() {
+        let directory = std::env::temp_dir().join(format!("causeway-kept-{}", std::process::id()));
+        let kept = || {
+            vec![Kept {
+                key: FORWARD_V4.to_owned(),
+                before: "0".to_owned(),
+                set: "1".to_owned(),
+            }]
+        };
+        let open = |namespace: &str, boot: &str| {
+            Memory::open_in(&directory, namespace, boot.to_owned()).unwrap()
+        };
+        open("cookie-1", "one").keep(kept()).unwrap();
+        assert_eq!(open("cookie-1", "one").kept, kept());
+        assert_eq!(open("cookie-2", "one").kept, []);
+        open("cookie-2", "one").keep(kept()).unwrap();
+        assert_eq!(open("cookie-1", "one").kept, kept());
+        open("cookie-3", "two").keep(kept()).unwrap();
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_namespace_is_known_by_what_is_never_given_to_another() {
+        let name = namespace().unwrap();
+        assert_eq!(namespace().unwrap(), name);
+        let old = fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+        // Kernels that lack the cookie are older than any that tests run on.
+        assert!(name.starts_with("cookie-") && !name.ends_with(&format!("-{old}")));
     }
 }

@@ -138,10 +138,9 @@ impl NodeKernel {
 }
 
 impl Drop for NodeKernel {
-    /// What the agent keeps outside of the namespace.
+    /// What the agent keeps outside of the namespace goes with what it is about.
     fn drop(&mut self) {
-        let kept = "rm -f /run/causeway/kernel/sysctl-$(stat -Lc %i /proc/self/ns/net).json";
-        let _ = self.node.sh(kept);
+        let _ = self.node.within(|| routeagent::cleanup(false));
     }
 }
 
