@@ -7,6 +7,7 @@ pub(crate) mod link;
 pub(crate) mod nft;
 pub(crate) mod route;
 pub(crate) mod rule;
+mod transactions;
 
 /// What was asked, and what the kernel said.
 #[derive(Debug, thiserror::Error)]

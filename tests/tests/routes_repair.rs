@@ -203,3 +203,60 @@ fn a_restart_is_not_seen_and_removes_what_is_stale() {
     let events = logs[0].output().lines().count();
     assert_eq!(events, 6, "{}", logs[0].output());
 }
+
+/// Prefixes with a gap after each, so that no two of them are one interval.
+fn many(kernel: &NodeKernel, offset: u32) {
+    let mut many = facts();
+    let remote = many.prefixes[&prefix("10.2.0.0/16")].clone();
+    for number in 0..3000_u32 {
+        let [_, _, high, low] = (number * 4 + offset).to_be_bytes();
+        let one = format!("10.{}.{low}.0/24", 64 + high);
+        many.prefixes.insert(prefix(&one), remote.clone());
+    }
+    // Grows over others' room, and shrinks again.
+    let wide = if offset == 0 {
+        "10.200.0.0/24"
+    } else {
+        "10.200.0.0/16"
+    };
+    many.prefixes.insert(prefix(wide), remote);
+    kernel.set_facts(many);
+}
+
+#[test]
+fn a_set_of_thousands_is_changed_in_one_transaction() {
+    if skip("thousands", &["nft"]) {
+        return;
+    }
+    let kernel = NodeKernel::new("large").unwrap();
+    many(&kernel, 0);
+    let handle = kernel.start(Settings::default()).unwrap();
+    let until = |element: &str| {
+        let look = format!("nft get element inet causeway mesh4 '{{ {element} }}'");
+        kernel.until(&look, LIMIT * 4).unwrap();
+    };
+    until("10.64.0.9");
+    until("10.110.220.9");
+    let log = std::env::temp_dir().join(format!("causeway-monitor-{}", std::process::id()));
+    let watch = format!(
+        "timeout 20 stdbuf -oL nft monitor > {} 2>&1 &",
+        log.display()
+    );
+    kernel.node.sh(&watch).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    many(&kernel, 2);
+    until("10.110.222.9");
+    until("10.200.7.7");
+    assert!(
+        kernel
+            .node
+            .sh("nft get element inet causeway mesh4 '{ 10.64.0.9 }'")
+            .is_err()
+    );
+    std::thread::sleep(Duration::from_millis(500));
+    let said = std::fs::read_to_string(&log).unwrap();
+    let _ = std::fs::remove_file(&log);
+    let transactions = said.matches("# new generation").count();
+    assert_eq!(transactions, 1, "{} lines", said.lines().count());
+    assert_eq!(told(&handle.problems()), "");
+}

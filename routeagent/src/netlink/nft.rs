@@ -20,7 +20,9 @@ use netlink_packet_netfilter::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
 
+use super::transactions::transactions;
 use super::{Refused, expression};
 use crate::diff::Change;
 use crate::guard::{Chain, FoundChain, FoundTable, Rule, SetName, Span, Table, after, before};
@@ -33,6 +35,8 @@ const HEADER: usize = 16;
 const ELEMENTS_A_MESSAGE: usize = 500;
 /// What fits the send buffer of a host that nobody tuned.
 const ELEMENTS_A_TRANSACTION: usize = 1500;
+/// More than both ends of an interval need in a request.
+const ELEMENT_BYTES: usize = 128;
 
 /// Speaks with nf_tables. The kernel has answered when a request returns, so nothing waits.
 pub(crate) struct Nft {
@@ -127,18 +131,11 @@ impl Nft {
             Change::Elements { set, add, remove } => {
                 let gone: Vec<Span> = remove.iter().copied().collect();
                 let new: Vec<Span> = add.iter().copied().collect();
-                if gone.len() + new.len() <= ELEMENTS_A_TRANSACTION {
+                let room = self.room(gone.len() + new.len());
+                for (gone, new) in transactions(gone, new, room) {
                     let mut batch = elements(*set, &gone, NfTablesMessage::DeleteSetElement);
                     batch.extend(elements(*set, &new, NfTablesMessage::NewSetElement));
-                    return self.commit("nft change set", batch);
-                }
-                for (spans, kind) in [
-                    (gone, NfTablesMessage::DeleteSetElement as Kind),
-                    (new, NfTablesMessage::NewSetElement as Kind),
-                ] {
-                    for part in spans.chunks(ELEMENTS_A_TRANSACTION) {
-                        self.commit("nft change set", elements(*set, part, kind))?;
-                    }
+                    self.commit("nft change set", batch)?;
                 }
                 Ok(())
             }
@@ -150,11 +147,23 @@ impl Nft {
         }
     }
 
+    /// How many elements a transaction may have, if it shall have as many as this.
+    fn room(&self, elements: usize) -> usize {
+        let bytes = elements * ELEMENT_BYTES;
+        let has_room = elements > ELEMENTS_A_TRANSACTION
+            && setsockopt(&self.socket, sockopt::SndBufForce, &bytes).is_ok();
+        if has_room {
+            elements
+        } else {
+            ELEMENTS_A_TRANSACTION
+        }
+    }
+
     /// One transaction, whatever is there; what does not fit into it is added after.
     fn make(&self, table: &Table) -> Result<(), Refused> {
         let mut batch = vec![new_table(), delete_table(), new_table()];
         let mut later = vec![];
-        let mut room = ELEMENTS_A_TRANSACTION;
+        let mut room = self.room(table.sets.values().map(BTreeSet::len).sum());
         for (id, (set, spans)) in table.sets.iter().enumerate() {
             batch.push(new_set(*set, id as u32 + 1));
             let spans: Vec<Span> = spans.iter().copied().collect();
