@@ -23,14 +23,18 @@ const BOUND_FRESH: Duration = Duration::from_secs(7);
 /// What a datagram costs beside its payload: heads on the wire, and the work that is the same for
 /// every length, so that a flood of small ones is no way around the rates.
 const COST: usize = 100;
+/// A challenge is of one such span, and is still taken in the next: who once had an address does not
+/// bind it for its next owner. A gateway that echoes an older one is given the new one and asks again.
+const CHALLENGE_OF: Duration = Duration::from_secs(60);
 /// Of one session: some at once, then two a second.
 const BINDS_AT_ONCE: u32 = 16;
 const BINDS_EVERY: Duration = Duration::from_millis(500);
 
 /// `W` is a way back to whom a datagram came from.
 pub(super) struct Switch<W> {
-    /// Of the challenges.
+    /// Of the challenges, and since when their spans are counted.
     secret: Key,
+    began: Instant,
     sessions: HashMap<u64, Session<W>>,
     by_identity: HashMap<PublicKey, u64>,
     open: HashSet<(PublicKey, PublicKey)>,
@@ -116,6 +120,7 @@ impl<W: Copy> Switch<W> {
     pub(super) fn new(secret: &[u8; 32], now: Instant) -> Switch<W> {
         Switch {
             secret: Key::new(secret),
+            began: now,
             sessions: HashMap::new(),
             by_identity: HashMap::new(),
             open: HashSet::new(),
@@ -253,10 +258,12 @@ impl<W: Copy> Switch<W> {
         } = relay::read_bind(datagram, &session.key).map_err(|_| Dropped::Mac)?;
         session.binds.take(now).map_err(|_| Dropped::Rate)?;
         let (address, way) = from;
-        let challenge = self
-            .secret
-            .challenge(number, address.to_string().as_bytes());
-        let is_echo = echo == challenge;
+        let span = now.saturating_duration_since(self.began).as_secs() / CHALLENGE_OF.as_secs();
+        let challenge_of =
+            |span: u64| (self.secret).challenge(number, format!("{span} {address}").as_bytes());
+        let challenge = challenge_of(span);
+        let former = span.checked_sub(1).map(challenge_of);
+        let is_echo = echo == challenge || Some(echo) == former;
         if is_echo {
             session.address = Some(Address {
                 is: address,

@@ -345,3 +345,43 @@ fn pairs_have_an_end() {
     stage.switch.handle_left(1);
     assert!(stage.switch.pairs() < MAX_PAIRS);
 }
+
+#[test]
+fn an_echo_of_long_ago_binds_nothing() {
+    let mut stage = Stage::paired();
+    stage.bind(1);
+    let asked = stage.ask(2, at(2), 0).unwrap();
+    stage.now += CHALLENGE_OF * 2 - Duration::from_millis(1);
+    assert_eq!(stage.ask(2, at(2), asked.challenge).unwrap().challenge, 0);
+    stage.now += Duration::from_millis(1);
+    stage.bind(1);
+    let again = stage.ask(2, at(2), asked.challenge).unwrap();
+    assert!(again.challenge != 0 && again.challenge != asked.challenge);
+    stage.now += BOUND_FOR;
+    stage.bind(1);
+    assert!(matches!(stage.send(1, 12), Ok(Forward::Tls { .. })));
+    stage.ask(2, at(2), again.challenge).unwrap();
+    assert_eq!(stage.send(1, 12), Ok(Forward::Udp(at(2))));
+}
+
+/// As gateways of every version do: what is asked for is echoed at once, and again while it serves.
+#[test]
+fn an_address_that_echoes_what_it_is_asked_is_bound_all_the_time() {
+    let mut stage = Stage::paired();
+    stage.bind(1);
+    stage.bind(2);
+    let mut challenges = [0; 2];
+    for _ in 0..120 {
+        for (known, session) in challenges.iter_mut().zip([1, 2]) {
+            let answer = stage.ask(session, at(session), *known).unwrap();
+            if answer.challenge != 0 {
+                *known = answer.challenge;
+                let echoed = stage.ask(session, at(session), *known).unwrap();
+                assert_eq!(echoed.challenge, 0);
+            }
+            stage.now += Duration::from_secs(5);
+        }
+        assert_eq!(stage.send(1, 12), Ok(Forward::Udp(at(2))));
+        assert_eq!(stage.send(2, 21), Ok(Forward::Udp(at(1))));
+    }
+}
