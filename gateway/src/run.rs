@@ -10,6 +10,7 @@ mod metrics;
 mod notify;
 mod pings;
 mod presence;
+mod problems;
 mod reflect;
 mod relayed;
 mod report;

@@ -13,6 +13,9 @@ use proto::name::Name;
 
 use super::addresses::From as AddressFrom;
 use super::drive::Linked;
+use super::problems::{
+    broker_problem, link_problem, own_key_problem, path_problems, view_problems,
+};
 use super::relayed::Relayed;
 use crate::data::link::LinkShared;
 use crate::links::{CandidateState, Carriers, Carry, LinkStatus, PathKind, Why};
@@ -21,8 +24,6 @@ use crate::status::{Broker, Candidate, Link, OwnAddress, Pong, Prefix, Problem, 
 
 /// A link that is not up for shorter may just be starting.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Below this most of what people use needs care.
-const SMALL_MTU: u16 = 1280;
 
 /// All that a report is made from.
 pub(super) struct Facts<'a> {
@@ -296,141 +297,12 @@ pub(super) fn sentence(why: Why) -> &'static str {
     }
 }
 
-// ---- problems -------------------------------------------------------------------------------
-
-fn view_problems(view: &View) -> Vec<Problem> {
-    let all = view.problems.iter().map(|problem| Problem {
-        what: problem.to_string(),
-        next: problem.next(),
-    });
-    all.collect()
-}
-
-fn broker_problem(broker: &BrokerState) -> Option<Problem> {
-    if matches!(broker, BrokerState::Connected { .. }) {
-        return None;
-    }
-    Some(Problem {
-        what: format!("no broker can be reached: {}", broker.reasons().join("; ")),
-        next: "traffic goes on with what is known, and changes of the mesh come through other gateways; see whether the broker runs, and whether TCP to it passes from here".to_owned(),
-    })
-}
-
-/// One for all links: others know of two, and this node is the one to be looked at.
-fn own_key_problem(links: &[LinkStatus]) -> Option<Problem> {
-    let who = |link: &LinkStatus| format!("{} of site {}", link.node, link.site);
-    let by = links.iter().filter(|link| link.state == Err(Why::ShutOut));
-    let by: Vec<String> = by.map(who).collect();
-    (!by.is_empty()).then(|| Problem {
-        what: format!(
-            "two machines use this node's key, and what they send is not taken: so say {}",
-            by.join(", ")
-        ),
-        next: "its state directory was copied: find the other machine; stop one of the two, delete its copy, and join it with a token of its own. The links return 60 s after only one is left".to_owned(),
-    })
-}
-
-fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<Problem> {
-    let why = link.state.err().filter(|why| *why != Why::ShutOut)?;
-    let who = format!("gateway {} of site {}", link.node, link.site);
-    let tried = tried(link);
-    let next = match why {
-        Why::NoAnswer | Why::Silent => format!(
-            "see whether it runs (`causeway status` there), and whether UDP passes between both: a firewall must let {} in",
-            if tried.is_empty() { "its port".to_owned() } else { tried.clone() }
-        ),
-        Why::NoAddress => {
-            "see whether it runs; start it with --endpoint HOST:PORT if this gateway has to call it".to_owned()
-        }
-        Why::NotHeard => {
-            "see what `causeway status` there says of this gateway; if it is not heard there either, something drops UDP in this direction only: look at the firewalls between both, this host's among them".to_owned()
-        }
-        Why::NotProven => {
-            "see whether it runs a version that fits this one; if its record claims another's key, revoke it with `causeway node revoke`".to_owned()
-        }
-        Why::Accused => "see whether it runs, on its own host".to_owned(),
-        Why::Goodbye => "start it again if that was not meant".to_owned(),
-        Why::TwoOfOneKey | Why::ShutOut => {
-            "a state directory was copied: stop one of the two, delete its copy, and join it with a token of its own".to_owned()
-        }
-    };
-    let mut what = format!("{who} is not connected: {}", sentence(why));
-    if matches!(why, Why::NoAnswer | Why::Silent) && !tried.is_empty() {
-        what = format!("{what} (tried {tried})");
-    }
-    if let Some(why) = no_relay {
-        what = format!("{what}; no relay either: {why}");
-    }
-    Some(Problem { what, next })
-}
-
-/// The addresses that were tried in vain.
-fn tried(link: &LinkStatus) -> String {
-    let direct = link.candidates.iter().filter(|(_, kind, state)| {
-        *kind != PathKind::Relay && !matches!(state, CandidateState::Answered { .. })
-    });
-    let texts: Vec<String> = direct.map(|(address, ..)| address.to_string()).collect();
-    texts.join(", ")
-}
-
-fn path_problems(link: &LinkStatus) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    if link.state.is_err() {
-        return problems;
-    }
-    let who = format!("gateway {} of site {}", link.node, link.site);
-    if link.path.is_some_and(|(_, kind)| kind == PathKind::Relay) {
-        let tried = tried(link);
-        let why = if tried.is_empty() {
-            "no address of it is known".to_owned()
-        } else {
-            format!("none of its addresses answers: {tried}")
-        };
-        problems.push(Problem {
-            what: format!("{who} is reached through a relay only, which is slow: {why}"),
-            next: "let UDP in at one of the two sites, and name the address with --endpoint HOST:PORT there".to_owned(),
-        });
-    }
-    if link.mtu < SMALL_MTU {
-        problems.push(Problem {
-            what: format!("the path to {who} carries packets of {} bytes only", link.mtu),
-            next: "IPv6 needs 1280 inside the tunnel, which costs pieces here; see which tunnel or interface on the way is so small".to_owned(),
-        });
-    }
-    problems
-}
-
 #[cfg(test)]
 mod tests {
     use proto::key::SigningKey;
 
+    use super::super::problems::tests::link;
     use super::*;
-
-    fn link(state: Result<(), Why>) -> LinkStatus {
-        LinkStatus {
-            of: SigningKey::from_seed(&[1; 32]).public(),
-            site: "berlin".parse().unwrap(),
-            node: "gate-1".parse().unwrap(),
-            is_sibling: false,
-            state,
-            proven: true,
-            carries: true,
-            held_down: false,
-            path: None,
-            rtt: None,
-            jitter: None,
-            loss: 0.0,
-            mtu: 1420,
-            failovers: 0,
-            down_for: Duration::ZERO,
-            seen_as: None,
-            candidates: vec![(
-                "192.0.2.1:51820".parse().unwrap(),
-                PathKind::Record,
-                CandidateState::Silent { tries: 3 },
-            )],
-        }
-    }
 
     #[test]
     fn a_report_serves_all_who_ask_within_a_quarter_of_a_second() {
@@ -454,50 +326,5 @@ mod tests {
         let index = Index::new(&links, &carriers);
         assert_eq!(index.carrying, HashSet::from([links[0].of]));
         assert_eq!(index.names[&links[1].of].as_str(), "gate-2");
-    }
-
-    #[test]
-    fn a_silent_gateway_is_told_with_what_was_tried() {
-        let problem = link_problem(&link(Err(Why::NoAnswer)), Some("it is off")).unwrap();
-        assert!(problem.what.contains("gate-1 of site berlin"));
-        assert!(problem.what.contains("192.0.2.1:51820"));
-        assert!(problem.what.contains("no relay either: it is off"));
-        assert!(problem.next.contains("firewall"));
-        assert_eq!(link_problem(&link(Ok(())), None), None);
-    }
-
-    #[test]
-    fn two_machines_with_this_nodes_key_are_one_problem_whoever_says_so() {
-        let (one, mut other) = (link(Err(Why::ShutOut)), link(Err(Why::ShutOut)));
-        other.node = "gate-2".parse().unwrap();
-        assert_eq!(link_problem(&one, None), None);
-        let problem = own_key_problem(&[one, link(Ok(())), other]).unwrap();
-        let who = "gate-1 of site berlin, gate-2 of site berlin";
-        assert!(problem.what.contains("this node's key") && problem.what.contains(who));
-        assert!(problem.next.contains("token of its own"));
-        assert_eq!(own_key_problem(&[link(Ok(()))]), None);
-    }
-
-    #[test]
-    fn a_lost_broker_is_told_with_the_reasons() {
-        let reasons = vec!["b:7800: refused".to_owned()];
-        let problem = broker_problem(&BrokerState::Cached { reasons }).unwrap();
-        assert!(problem.what.contains("b:7800: refused"));
-        let address = "b:7800".to_owned();
-        assert_eq!(broker_problem(&BrokerState::Connected { address }), None);
-    }
-
-    #[test]
-    fn a_relay_and_a_small_path_are_told() {
-        let mut relayed = link(Ok(()));
-        relayed.path = Some(("127.0.0.1:1".parse().unwrap(), PathKind::Relay));
-        relayed.mtu = 1200;
-        let what: Vec<String> = path_problems(&relayed)
-            .into_iter()
-            .map(|problem| problem.what)
-            .collect();
-        assert!(what[0].contains("relay") && what[0].contains("192.0.2.1:51820"));
-        assert!(what[1].contains("1200"));
-        assert!(path_problems(&link(Ok(()))).is_empty());
     }
 }
