@@ -190,6 +190,37 @@ fn a_gateway_that_starts_and_one_that_is_alone_say_so() {
 }
 
 #[test]
+fn a_site_that_nobody_has_joined_is_a_note_and_all_is_well() {
+    let mut told = well();
+    told["prefixes"][1]["state"] = "no_gateway".into();
+    told["prefixes"][1]["gateways"] = json!([]);
+    told["remarks"] =
+        json!([{"what": "site berlin has no gateway", "next": "join one", "stops": false}]);
+    let done = status(&told);
+    let end = "
+10.2.0.0/16  berlin     no gateway  -        1420
+
+NOTE site berlin has no gateway
+  What to do: join one
+
+All is well: 1 link is up, and every prefix that has a gateway is reachable.
+";
+    assert!(done.out.ends_with(end), "{}", done.out);
+    assert_eq!(done.code, Some(0));
+}
+
+#[test]
+fn only_a_problem_that_stops_traffic_is_exit_code_one() {
+    for stops in [false, true] {
+        let mut told = well();
+        told["problems"] = json!([{"what": "the nft chain x drops", "next": "", "stops": stops}]);
+        let done = status(&told);
+        assert!(done.out.ends_with("\nPROBLEM the nft chain x drops\n"));
+        assert_eq!(done.code, Some(i32::from(stops)));
+    }
+}
+
+#[test]
 fn json_has_all_that_was_told_even_what_is_new() {
     let mut told = well();
     told["of_a_later_version"] = json!({"x": 1});

@@ -43,6 +43,8 @@ pub struct Status {
     /// Packets dropped since the start, by reason; those of none are left out.
     pub drops: BTreeMap<String, u64>,
     pub problems: Vec<Problem>,
+    /// No fault of anything, and worth knowing.
+    pub remarks: Vec<Problem>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -129,7 +131,8 @@ pub struct Candidate {
 pub struct Prefix {
     pub prefix: String,
     pub site: String,
-    /// `local`, `reachable`, `unreachable`, `quarantined` or `refused`.
+    /// `local`, `reachable`, `unreachable`, `no_gateway` (nobody is there to carry it),
+    /// `quarantined` or `refused`.
     pub state: String,
     /// Names of those that carry it now.
     pub gateways: Vec<String>,
@@ -145,6 +148,19 @@ pub struct Prefix {
 pub struct Problem {
     pub what: String,
     pub next: String,
+    /// Traffic is stopped by it now, all or some: `causeway status` ends with 1.
+    pub stops: bool,
+}
+
+impl Problem {
+    /// One that stops no traffic now.
+    pub fn new(what: impl Into<String>, next: impl Into<String>) -> Problem {
+        Problem {
+            what: what.into(),
+            next: next.into(),
+            stops: false,
+        }
+    }
 }
 
 /// One answer to a ping, or that none came in time.

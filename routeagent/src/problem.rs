@@ -5,6 +5,8 @@
 pub struct Problem {
     pub what: String,
     pub next: String,
+    /// Traffic is stopped by it now, all or some.
+    pub stops: bool,
 }
 
 impl Problem {
@@ -12,6 +14,14 @@ impl Problem {
         Problem {
             what: what.into(),
             next: next.into(),
+            stops: false,
+        }
+    }
+
+    pub(crate) fn that_stops_traffic(self) -> Problem {
+        Problem {
+            stops: true,
+            ..self
         }
     }
 }

@@ -193,14 +193,15 @@ pub(crate) fn check(
             Err(io::Error::other("changing it is switched off"))
         };
         if let Err(error) = done {
-            problems.push(Problem::new(
+            let problem = Problem::new(
                 format!(
                     "{} is {now}, and the mesh needs {}: {error}",
                     sysctl.dotted(),
                     sysctl.fine.join(" or ")
                 ),
                 format!("sysctl -w {}={}", sysctl.dotted(), sysctl.set),
-            ));
+            );
+            problems.push(problem.that_stops_traffic());
         } else {
             tracing::info!(key = sysctl.dotted(), before = now, "set a sysctl");
         }

@@ -104,3 +104,39 @@ fn a_link_by_relay_is_well_and_a_problem() {
     assert!(said.out.contains("relay through a broker"), "{}", said.out);
     mesh.watch.assert_clean();
 }
+
+/// What is well is 0, what stops traffic is 1, and neither depends on how much there is to say.
+#[test]
+fn the_exit_code_tells_what_stops_traffic() {
+    if skip("the_exit_code_tells", &["nft"]) {
+        return;
+    }
+    let mesh = Mesh::up("code", &[ONE, ONE]).unwrap();
+    let gateway = &mesh.sites[0].gateways[0];
+    mesh.trust.token("vacant", "10.99.0.0/16", &[]).unwrap();
+    let wait_for = |word: &str| {
+        let begun = Instant::now();
+        let mut said = ask(gateway, "status");
+        while !said.out.contains(word) {
+            assert!(begun.elapsed() < PATIENCE, "{word}: {}", said.out);
+            std::thread::sleep(Duration::from_millis(100));
+            said = ask(gateway, "status");
+        }
+        said
+    };
+    let said = wait_for("NOTE site vacant has no gateway");
+    assert!(said.out.contains("All is well"), "{}", said.out);
+    assert_eq!(said.code, Some(0));
+
+    let namespace = &gateway.namespace;
+    namespace
+        .sh("nft add table ip other && nft add chain ip other forward \
+             '{ type filter hook forward priority 0; policy drop; }'")
+        .unwrap();
+    let said = wait_for("PROBLEM the nft chain");
+    assert_eq!(said.code, Some(1), "{}", said.out);
+    namespace.sh("nft delete table ip other").unwrap();
+    let said = wait_for("All is well");
+    assert_eq!(said.code, Some(0));
+    mesh.watch.assert_clean();
+}

@@ -21,9 +21,10 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// Show what this machine's gateway does, and what is wrong.
 ///
-/// Exit code 0: the gateway is ready, every link is up, every prefix is reachable, and a broker is
-/// connected. 1: one of these is not so, or no gateway answers. What is said at the end beyond that
-/// is worth a look and changes no exit code.
+/// Exit code 0: the gateway is ready, every link is up, every prefix of a site with a gateway is
+/// reachable, a broker is connected, and no problem is known that stops traffic now, such as a
+/// firewall of this host. 1: one of these is not so, or no gateway answers. Every other problem is
+/// worth a look and changes no exit code, and so is what begins with NOTE.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]

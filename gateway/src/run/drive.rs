@@ -325,6 +325,7 @@ impl Daemon {
         let interface = self.interface.iter().map(|why| Problem {
             what: format!("interface {} is gone: {why}", self.options.tun),
             next: "it is tried until it can be made".to_owned(),
+            stops: true,
         });
         interface
             .chain(self.routes.problems())

@@ -237,23 +237,21 @@ impl Whereabouts {
     }
 
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let unresolved = self.unresolved.iter().map(|(name, why)| Problem {
-            what: format!("the endpoint {name} cannot be resolved: {why}"),
-            next: "see to the name service, or give an address with --endpoint; it is tried again every minute".to_owned(),
-        });
+        let unresolved = self.unresolved.iter().map(|(name, why)| Problem::new(
+            format!("the endpoint {name} cannot be resolved: {why}"),
+            "see to the name service, or give an address with --endpoint; it is tried again every minute",
+        ));
         let foreign = self
             .known
             .configured
             .iter()
             .filter(|address| self.prefixes.is_anothers(address.ip()))
-            .map(|address| Problem {
-                what: format!(
+            .map(|address| Problem::new(
+                format!(
                     "the endpoint {address} lies inside another site's prefix: nobody would use it"
                 ),
-                next:
-                    "give with --endpoint an address by which this gateway is reached from outside"
-                        .to_owned(),
-            });
+                "give with --endpoint an address by which this gateway is reached from outside",
+            ));
         unresolved.chain(foreign).collect()
     }
 }

@@ -1,6 +1,8 @@
 //! What a person should look at, from links and brokers, and what to do about it.
 
 use node::follow::{BrokerState, View};
+use proto::ledger::Standing;
+use proto::name::Name;
 
 use super::report::sentence;
 use crate::links::{CandidateState, LinkStatus, PathKind, Why};
@@ -13,6 +15,8 @@ pub(super) fn view_problems(view: &View) -> Vec<Problem> {
     let all = view.problems.iter().map(|problem| Problem {
         what: problem.to_string(),
         next: problem.next(),
+        // Who is not one of the mesh speaks with nobody.
+        stops: view.standing != Standing::Good,
     });
     all.collect()
 }
@@ -21,10 +25,10 @@ pub(super) fn broker_problem(broker: &BrokerState) -> Option<Problem> {
     if matches!(broker, BrokerState::Connected { .. }) {
         return None;
     }
-    Some(Problem {
-        what: format!("no broker can be reached: {}", broker.reasons().join("; ")),
-        next: "traffic goes on with what is known, and changes of the mesh come through other gateways; see whether the broker runs, and whether TCP to it passes from here".to_owned(),
-    })
+    Some(Problem::new(
+        format!("no broker can be reached: {}", broker.reasons().join("; ")),
+        "traffic goes on with what is known, and changes of the mesh come through other gateways; see whether the broker runs, and whether TCP to it passes from here",
+    ))
 }
 
 /// One for all links: others know of two, and this node is the one to be looked at.
@@ -37,8 +41,23 @@ pub(super) fn own_key_problem(links: &[LinkStatus]) -> Option<Problem> {
             "two machines use this node's key, and what they send is not taken: so say {}",
             by.join(", ")
         ),
+        stops: true,
         next: "its state directory was copied: find the other machine; stop one of the two, delete its copy, and join it with a token of its own. The links return 60 s after only one is left".to_owned(),
     })
+}
+
+/// A site that nobody is there to carry for: no fault of anything here.
+pub(super) fn vacancy(site: &Name, prefixes: &[String]) -> Problem {
+    Problem::new(
+        format!(
+            "site {site} has no gateway, so {} cannot be reached: nobody has joined with its token yet, or whoever had has left",
+            prefixes.join(", ")
+        ),
+        format!(
+            "join one there (`causeway token create --site {site} --role gateway` makes another token), or `causeway site remove-prefix {site} {}` if none is to come",
+            prefixes.join(" ")
+        ),
+    )
 }
 
 pub(super) fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<Problem> {
@@ -72,7 +91,7 @@ pub(super) fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<
     if let Some(why) = no_relay {
         what = format!("{what}; no relay either: {why}");
     }
-    Some(Problem { what, next })
+    Some(Problem::new(what, next))
 }
 
 /// The addresses that were tried in vain.
@@ -97,16 +116,16 @@ pub(super) fn path_problems(link: &LinkStatus) -> Vec<Problem> {
         } else {
             format!("none of its addresses answers: {tried}")
         };
-        problems.push(Problem {
-            what: format!("{who} is reached through a relay only, which is slow: {why}"),
-            next: "let UDP in at one of the two sites, and name the address with --endpoint HOST:PORT there".to_owned(),
-        });
+        problems.push(Problem::new(
+            format!("{who} is reached through a relay only, which is slow: {why}"),
+            "let UDP in at one of the two sites, and name the address with --endpoint HOST:PORT there",
+        ));
     }
     if link.mtu < SMALL_MTU {
-        problems.push(Problem {
-            what: format!("the path to {who} carries packets of {} bytes only", link.mtu),
-            next: "IPv6 needs 1280 inside the tunnel, which costs pieces here; see which tunnel or interface on the way is so small".to_owned(),
-        });
+        problems.push(Problem::new(
+            format!("the path to {who} carries packets of {} bytes only", link.mtu),
+            "IPv6 needs 1280 inside the tunnel, which costs pieces here; see which tunnel or interface on the way is so small",
+        ));
     }
     problems
 }
@@ -165,6 +184,16 @@ pub(super) mod tests {
         assert!(problem.what.contains("this node's key") && problem.what.contains(who));
         assert!(problem.next.contains("token of its own"));
         assert_eq!(own_key_problem(&[link(Ok(()))]), None);
+    }
+
+    #[test]
+    fn a_site_without_a_gateway_is_told_with_the_commands() {
+        let prefixes = ["10.3.0.0/16".to_owned(), "10.4.0.0/16".to_owned()];
+        let remark = vacancy(&"cork".parse().unwrap(), &prefixes);
+        assert!(remark.what.contains("site cork has no gateway"));
+        let command = "causeway site remove-prefix cork 10.3.0.0/16 10.4.0.0/16";
+        assert!(remark.next.contains(command), "{}", remark.next);
+        assert!(!remark.stops);
     }
 
     #[test]

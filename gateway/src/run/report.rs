@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use node::follow::{BrokerState, View};
 use proto::key::PublicKey;
-use proto::ledger::{PrefixState, SitePrefix};
+use proto::ledger::{PrefixState, SitePrefix, Standing};
 use proto::name::Name;
 
 use super::addresses::From as AddressFrom;
 use super::drive::Linked;
 use super::problems::{
-    broker_problem, link_problem, own_key_problem, path_problems, view_problems,
+    broker_problem, link_problem, own_key_problem, path_problems, vacancy, view_problems,
 };
 use super::relayed::Relayed;
 use crate::data::link::LinkShared;
@@ -77,10 +77,10 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
     }
     problems.extend(facts.links.iter().flat_map(path_problems));
     if facts.addresses.is_empty() {
-        problems.push(Problem {
-            what: "this gateway has no address to be found at: others can only be called by it".to_owned(),
-            next: "give the address that others reach with --endpoint HOST:PORT, unless it is meant to dial out only".to_owned(),
-        });
+        problems.push(Problem::new(
+            "this gateway has no address to be found at: others can only be called by it",
+            "give the address that others reach with --endpoint HOST:PORT, unless it is meant to dial out only",
+        ));
     }
     let index = Index::new(&facts.links, facts.carriers);
     let links = facts.links.iter().map(|link| show(link, &facts, &index));
@@ -113,23 +113,45 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
             .iter()
             .map(|prefix| show_prefix(prefix, &facts, &index))
             .collect(),
+        remarks: remarks(&facts, &index),
         drops: facts.drops,
         problems,
     }
 }
 
+fn remarks(facts: &Facts<'_>, index: &Index<'_>) -> Vec<Problem> {
+    if facts.uptime < PATIENCE {
+        return Vec::new();
+    }
+    let mut vacant: BTreeMap<&Name, Vec<String>> = BTreeMap::new();
+    for owned in facts.view.prefixes.iter() {
+        if state_of(owned, &Own::of(facts.view), index) == NO_GATEWAY {
+            let prefixes = vacant.entry(&owned.site).or_default();
+            prefixes.push(owned.prefix.to_string());
+        }
+    }
+    let all = vacant.iter();
+    all.map(|(site, prefixes)| vacancy(site, prefixes))
+        .collect()
+}
+
 /// Made once for a report, so that it costs as much as it is long.
 struct Index<'a> {
+    carriers: &'a Carriers,
+    /// Those that a gateway is known of.
+    sites: HashSet<&'a Name>,
     carrying: HashSet<PublicKey>,
     names: HashMap<PublicKey, &'a Name>,
 }
 
 impl<'a> Index<'a> {
-    fn new(links: &'a [LinkStatus], carriers: &Carriers) -> Index<'a> {
+    fn new(links: &'a [LinkStatus], carriers: &'a Carriers) -> Index<'a> {
         let carrying = carriers.sites.values().flat_map(|carry| match carry {
             Carry::Direct(gateways) | Carry::Siblings(gateways) => gateways,
         });
         Index {
+            carriers,
+            sites: links.iter().map(|link| &link.site).collect(),
             carrying: carrying.copied().collect(),
             names: links.iter().map(|link| (link.of, &link.node)).collect(),
         }
@@ -222,6 +244,36 @@ fn show_candidate((address, kind, state): &(SocketAddr, PathKind, CandidateState
     }
 }
 
+/// Which state words there are is told in [`Prefix::state`].
+const NO_GATEWAY: &str = "no_gateway";
+
+/// What of this node counts for the state of a prefix.
+struct Own<'a> {
+    site: &'a Name,
+    /// Else it knows of no gateways, whichever there are.
+    is_member: bool,
+}
+
+impl Own<'_> {
+    fn of(view: &View) -> Own<'_> {
+        Own {
+            site: &view.site,
+            is_member: view.standing == Standing::Good,
+        }
+    }
+}
+
+fn state_of(owned: &SitePrefix, own: &Own<'_>, index: &Index<'_>) -> &'static str {
+    match &owned.state {
+        PrefixState::Owned if owned.site == *own.site => "local",
+        PrefixState::Owned if index.carriers.sites.contains_key(&owned.site) => "reachable",
+        PrefixState::Owned if own.is_member && !index.sites.contains(&owned.site) => NO_GATEWAY,
+        PrefixState::Owned => "unreachable",
+        PrefixState::Quarantined => "quarantined",
+        PrefixState::Overlaps { .. } | PrefixState::Refused(_) => "refused",
+    }
+}
+
 fn show_prefix(owned: &SitePrefix, facts: &Facts<'_>, index: &Index<'_>) -> Prefix {
     let carry = facts.carriers.sites.get(&owned.site);
     let (gateways, by_siblings): (&[PublicKey], bool) = match carry {
@@ -229,14 +281,7 @@ fn show_prefix(owned: &SitePrefix, facts: &Facts<'_>, index: &Index<'_>) -> Pref
         Some(Carry::Direct(gateways)) => (gateways, false),
         Some(Carry::Siblings(siblings)) => (siblings, true),
     };
-    let is_local = owned.site == facts.view.site;
-    let state = match &owned.state {
-        PrefixState::Owned if is_local => "local",
-        PrefixState::Owned if gateways.is_empty() => "unreachable",
-        PrefixState::Owned => "reachable",
-        PrefixState::Quarantined => "quarantined",
-        PrefixState::Overlaps { .. } | PrefixState::Refused(_) => "refused",
-    };
+    let state = state_of(owned, &Own::of(facts.view), index);
     let counts = state == "reachable";
     let name = |identity: &PublicKey| index.names.get(identity).map(|name| name.to_string());
     Prefix {
@@ -312,6 +357,34 @@ mod tests {
         let again = shown.get(begin + Shown::KEPT / 2).unwrap();
         assert!(Arc::ptr_eq(&made, &again));
         assert_eq!(shown.get(begin + Shown::KEPT), None);
+    }
+
+    #[test]
+    fn a_prefix_that_nobody_is_there_to_carry_is_told_from_one_that_is_lost() {
+        let (berlin, cork): (Name, Name) = ("berlin".parse().unwrap(), "cork".parse().unwrap());
+        let links = [link(Err(Why::Silent))];
+        let mut carriers = Carriers::default();
+        let state = |site: &Name, is_member, carriers: &Carriers| {
+            let own = Own {
+                site: &"oslo".parse().unwrap(),
+                is_member,
+            };
+            let owned = SitePrefix {
+                prefix: "10.1.0.0/16".parse().unwrap(),
+                site: site.clone(),
+                service: false,
+                number: 1,
+                state: PrefixState::Owned,
+            };
+            state_of(&owned, &own, &Index::new(&links, carriers))
+        };
+        assert_eq!(state(&berlin, true, &carriers), "unreachable");
+        assert_eq!(state(&cork, true, &carriers), "no_gateway");
+        assert_eq!(state(&cork, false, &carriers), "unreachable", "who knows?");
+        assert_eq!(state(&"oslo".parse().unwrap(), true, &carriers), "local");
+        let carry = Carry::Direct(vec![links[0].of]);
+        carriers.sites.insert(berlin.clone(), carry);
+        assert_eq!(state(&berlin, true, &carriers), "reachable");
     }
 
     #[test]

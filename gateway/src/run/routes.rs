@@ -76,6 +76,7 @@ impl Routes {
         let shown = problems.into_iter().map(|problem| Problem {
             what: problem.what,
             next: problem.next,
+            stops: problem.stops,
         });
         shown.collect()
     }

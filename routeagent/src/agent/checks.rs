@@ -33,7 +33,7 @@ pub(super) fn usable(facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) ->
                 "the gateway makes it anew within a second; if it is only down: ip link set {} up",
                 facts.tun
             ),
-        ));
+        ).that_stops_traffic());
     }
     usable
 }
@@ -67,7 +67,7 @@ pub(super) fn refusal(refused: &Refused) -> Problem {
         }
         _ => "it is tried again every second; look at `ip monitor all` for who is in the way",
     };
-    Problem::new(format!("the kernel refused: {refused}"), next)
+    Problem::new(format!("the kernel refused: {refused}"), next).that_stops_traffic()
 }
 
 impl Agent {
@@ -118,7 +118,7 @@ impl Agent {
                         "give that rule a priority above {}, or ours a lower one with --rule-priority",
                         self.settings.rule_priority
                     ),
-                ));
+                ).that_stops_traffic());
             }
         }
         Ok(problems)
@@ -142,7 +142,7 @@ impl Agent {
                     "start with --open-forward, or: nft insert rule {chain} iifname {tun} accept; nft insert rule {chain} oifname {tun} accept",
                     tun = facts.tun
                 ),
-            ));
+            ).that_stops_traffic());
         }
         Ok(problems)
     }

@@ -13,6 +13,7 @@ pub(super) fn is_well(status: &Status) -> bool {
         && status.broker.state == "connected"
         && status.links.iter().all(is_up)
         && !status.prefixes.iter().any(is_lost)
+        && !status.problems.iter().any(|problem| problem.stops)
 }
 
 fn is_up(link: &Link) -> bool {
@@ -21,6 +22,11 @@ fn is_up(link: &Link) -> bool {
 
 fn is_lost(prefix: &Prefix) -> bool {
     prefix.state == "unreachable"
+}
+
+/// Nobody is there to carry it, which is no fault of anything here.
+fn is_vacant(prefix: &Prefix) -> bool {
+    prefix.state == "no_gateway"
 }
 
 pub(super) fn text(status: &Status) -> String {
@@ -34,6 +40,10 @@ pub(super) fn text(status: &Status) -> String {
         text.push_str(&prefixes(&status.prefixes));
     }
     text.push('\n');
+    for remark in &status.remarks {
+        text.push_str(&entry("NOTE", remark));
+        text.push('\n');
+    }
     text.push_str(&verdict(status));
     text
 }
@@ -174,7 +184,7 @@ fn prefixes(prefixes: &[Prefix]) -> String {
         table.row([
             prefix.prefix.clone(),
             prefix.site.clone(),
-            prefix.state.clone(),
+            prefix.state.replace('_', " "),
             through,
             prefix
                 .mtu
@@ -186,7 +196,8 @@ fn prefixes(prefixes: &[Prefix]) -> String {
 
 fn verdict(status: &Status) -> String {
     if !status.problems.is_empty() {
-        let problems: Vec<String> = status.problems.iter().map(problem).collect();
+        let problems = status.problems.iter();
+        let problems: Vec<String> = problems.map(|one| entry("PROBLEM", one)).collect();
         return problems.join("\n");
     }
     let up = status.links.iter().filter(|link| is_up(link)).count();
@@ -206,19 +217,24 @@ fn verdict(status: &Status) -> String {
         );
     }
     let verb = if up == 1 { "is" } else { "are" };
+    let which = if status.prefixes.iter().any(is_vacant) {
+        "every prefix that has a gateway"
+    } else {
+        "every prefix"
+    };
     format!(
-        "All is well: {} {verb} up, and every prefix is reachable.\n",
+        "All is well: {} {verb} up, and {which} is reachable.\n",
         links_of(status)
     )
 }
 
-fn problem(problem: &Problem) -> String {
+fn entry(word: &str, problem: &Problem) -> String {
     let next = if problem.next.is_empty() {
         String::new()
     } else {
         format!("\n  What to do: {}", problem.next)
     };
-    format!("PROBLEM {}{next}\n", problem.what)
+    format!("{word} {}{next}\n", problem.what)
 }
 
 /// `987 B`, `1.4 KiB`, `12.0 GiB`.
@@ -291,12 +307,24 @@ mod tests {
         cached.broker.state = "cached".to_owned();
         let mut down = well.clone();
         down.links[0].state = "down".to_owned();
+        let mut noted = well.clone();
+        noted.problems = vec![Problem::new("a relay", "")];
+        noted.prefixes = vec![Prefix {
+            state: "no_gateway".to_owned(),
+            ..Prefix::default()
+        }];
+        assert!(is_well(&noted), "nothing that is in use is down");
+        let mut stopped = well.clone();
+        stopped.problems = vec![Problem {
+            stops: true,
+            ..Problem::default()
+        }];
         let mut lost = well;
         lost.prefixes = vec![Prefix {
             state: "unreachable".to_owned(),
             ..Prefix::default()
         }];
-        for status in [starting, cached, down, lost] {
+        for status in [starting, cached, down, stopped, lost] {
             assert!(!is_well(&status), "{status:?}");
         }
     }
