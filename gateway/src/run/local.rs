@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -289,8 +289,14 @@ fn page(code: StatusCode, kind: &'static str, text: String) -> Answer {
 }
 
 fn typed(code: StatusCode, kind: &'static str, body: BoxBody<Bytes, Infallible>) -> Answer {
+    let length = body.size_hint().exact();
     let mut response = Response::new(body);
     *response.status_mut() = code;
+    if let Some(length) = length {
+        // Said here: what the body is wrapped in later hides it.
+        let length = HeaderValue::from(length);
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    }
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -356,6 +362,7 @@ mod tests {
         let answered = tokio::time::timeout(HEAD / 2, healthy.read_to_string(&mut text));
         assert!(answered.await.unwrap().unwrap() > 0);
         assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        assert!(text.contains("content-length: "), "not in chunks: {text}");
         assert_eq!(idle[0].read(&mut [0]).await.unwrap(), 0);
         drop(question);
         text.clear();
