@@ -55,12 +55,17 @@ fn traffic(rival: Rival, begins: Begins, outer: Outer) {
         return;
     };
     tunnel.wait().unwrap();
-    for (from, to) in [
+    let ways = [
         (tunnel.left(), FAR_V4),
         (tunnel.left(), FAR_V6),
         (tunnel.right(), NEAR_V4),
         (tunnel.right(), NEAR_V6),
-    ] {
+    ];
+    // Where both ends began a handshake, a rival may forget the session that we still send under.
+    for (from, to) in ways {
+        Echo::to(to).until_reply(from, HANDSHAKE).unwrap();
+    }
+    for (from, to) in ways {
         Echo::to(to).flood(from, 10).unwrap();
         Echo::to(to).payload(3000).flood(from, 3).unwrap();
     }
