@@ -7,6 +7,7 @@ pub mod netlink;
 mod sys;
 pub mod tun;
 pub mod udp;
+pub mod way;
 
 pub use sys::boottime;
 

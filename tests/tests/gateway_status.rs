@@ -138,5 +138,11 @@ fn the_exit_code_tells_what_stops_traffic() {
     namespace.sh("nft delete table ip other").unwrap();
     let said = wait_for("All is well");
     assert_eq!(said.code, Some(0));
+
+    // Its own fault is not the other side's firewall.
+    namespace.sh("ip route del default").unwrap();
+    let said = wait_for("this host has no route to");
+    assert_eq!(said.code, Some(1));
+    assert!(said.out.contains("ip route get"), "{}", said.out);
     mesh.watch.assert_clean();
 }

@@ -10,11 +10,11 @@ use proto::name::Name;
 use tokio::sync::{mpsc, oneshot};
 
 use super::local::Question;
-use super::{Daemon, report};
+use super::{Daemon, problems, report};
 use crate::data::link::LinkShared;
 use crate::drops::DropReason;
-use crate::io::boottime;
-use crate::links::{Change, Counters, Event, Roster};
+use crate::io::{self, boottime};
+use crate::links::{Change, Counters, Event, PathKind, Roster};
 use crate::plane::{Command, NewLink};
 use crate::status::{Pong, Problem, Refusal, Status};
 use crate::table::Table;
@@ -34,6 +34,9 @@ pub(super) struct Linked {
 /// Lines about one link in this time; what it does beyond is left to the metrics.
 const LINES: u32 = 12;
 const LINES_IN: Duration = Duration::from_secs(60);
+
+/// So many links without a direct path are asked of routes; a report is made where hellos are sent.
+const LOOKED_AT: usize = 32;
 
 impl Linked {
     /// A link that goes up and down for hours must not fill the log.
@@ -302,9 +305,16 @@ impl Daemon {
             .chain(of_links)
             .map(|(label, count)| (label.to_owned(), count));
         let drops: BTreeMap<String, u64> = counts.filter(|(_, count)| *count > 0).collect();
+        let links = self.links.statuses(now);
+        let in_vain = links.iter().filter(|link| {
+            let is_relayed = link.path.is_some_and(|(_, kind)| kind == PathKind::Relay);
+            link.state.is_err() || is_relayed
+        });
+        let in_vain = in_vain.take(LOOKED_AT).flat_map(problems::direct);
         report::status(report::Facts {
             view: &self.view,
-            links: self.links.statuses(now),
+            unrouted: io::way::unrouted(in_vain, self.options.fwmark.0),
+            links,
             linked: &self.linked,
             carriers: self.links.carriers(),
             mtus: &self.mtus,

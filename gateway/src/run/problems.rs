@@ -1,12 +1,18 @@
 //! What a person should look at, from links and brokers, and what to do about it.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
 use node::follow::{BrokerState, View};
 use proto::ledger::Standing;
 use proto::name::Name;
 
 use super::report::sentence;
-use crate::links::{CandidateState, LinkStatus, PathKind, Why};
+use crate::links::{LinkStatus, PathKind, Why};
 use crate::status::Problem;
+
+/// Addresses that this host has no route to, and the reason.
+pub(super) type Unrouted = BTreeMap<SocketAddr, String>;
 
 /// Below this most of what people use needs care.
 const SMALL_MTU: u16 = 1280;
@@ -60,9 +66,18 @@ pub(super) fn vacancy(site: &Name, prefixes: &[String]) -> Problem {
     )
 }
 
-pub(super) fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<Problem> {
+pub(super) fn link_problem(
+    link: &LinkStatus,
+    no_relay: Option<&str>,
+    unrouted: &Unrouted,
+) -> Option<Problem> {
     let why = link.state.err().filter(|why| *why != Why::ShutOut)?;
     let who = format!("gateway {} of site {}", link.node, link.site);
+    if matches!(why, Why::NoAnswer | Why::Silent | Why::NotHeard)
+        && let Some((own, next)) = own_fault(link, unrouted)
+    {
+        return Some(Problem::new(format!("{who} is not connected: {own}"), next));
+    }
     let tried = tried(link);
     let next = match why {
         Why::NoAnswer | Why::Silent => format!(
@@ -94,16 +109,47 @@ pub(super) fn link_problem(link: &LinkStatus, no_relay: Option<&str>) -> Option<
     Some(Problem::new(what, next))
 }
 
-/// The addresses that were tried in vain.
+/// The addresses that were tried in vain, with the one that was used last before the others.
 fn tried(link: &LinkStatus) -> String {
-    let direct = link.candidates.iter().filter(|(_, kind, state)| {
-        *kind != PathKind::Relay && !matches!(state, CandidateState::Answered { .. })
+    let last = link.path.map(|(address, _)| address);
+    let mut all = direct(link);
+    all.sort_by_key(|address| Some(*address) != last);
+    let texts = all.iter().map(|address| {
+        let used = if Some(*address) == last {
+            " (used last)"
+        } else {
+            ""
+        };
+        format!("{address}{used}")
     });
-    let texts: Vec<String> = direct.map(|(address, ..)| address.to_string()).collect();
-    texts.join(", ")
+    texts.collect::<Vec<String>>().join(", ")
 }
 
-pub(super) fn path_problems(link: &LinkStatus) -> Vec<Problem> {
+pub(super) fn direct(link: &LinkStatus) -> Vec<SocketAddr> {
+    let candidates = link.candidates.iter();
+    let direct = candidates.filter(|(_, kind, _)| *kind != PathKind::Relay);
+    direct.map(|(address, ..)| *address).collect()
+}
+
+/// Whether nothing can leave this host for it. An address inside the other's site often has no
+/// route; that says nothing as long as there are others.
+fn own_fault(link: &LinkStatus, unrouted: &Unrouted) -> Option<(String, String)> {
+    let all = direct(link);
+    let last = link.path.map(|(address, _)| address);
+    let is_last = |address: &&SocketAddr| Some(**address) == last;
+    let is_cut_off = all.iter().all(|address| unrouted.contains_key(address));
+    let shown = all.iter().find(is_last).or(all.first())?;
+    let why = unrouted.get(shown)?;
+    let is_used = last == Some(*shown);
+    (is_cut_off || is_used).then(|| {
+        (
+            format!("this host has no route to {shown}: {why}"),
+            format!("`ip route get {}`, `ip route` and `ip rule` here: the network or its default route is missing on this host, or a rule was taken away", shown.ip()),
+        )
+    })
+}
+
+pub(super) fn path_problems(link: &LinkStatus, unrouted: &Unrouted) -> Vec<Problem> {
     let mut problems = Vec::new();
     if link.state.is_err() {
         return problems;
@@ -111,14 +157,20 @@ pub(super) fn path_problems(link: &LinkStatus) -> Vec<Problem> {
     let who = format!("gateway {} of site {}", link.node, link.site);
     if link.path.is_some_and(|(_, kind)| kind == PathKind::Relay) {
         let tried = tried(link);
-        let why = if tried.is_empty() {
+        let own = own_fault(link, unrouted);
+        let why = if let Some((own, _)) = &own {
+            own.clone()
+        } else if tried.is_empty() {
             "no address of it is known".to_owned()
         } else {
             format!("none of its addresses answers: {tried}")
         };
         problems.push(Problem::new(
             format!("{who} is reached through a relay only, which is slow: {why}"),
-            "let UDP in at one of the two sites, and name the address with --endpoint HOST:PORT there",
+            own.map_or_else(
+                || "let UDP in at one of the two sites, and name the address with --endpoint HOST:PORT there".to_owned(),
+                |(_, next)| next,
+            ),
         ));
     }
     if link.mtu < SMALL_MTU {
@@ -137,6 +189,7 @@ pub(super) mod tests {
     use proto::key::SigningKey;
 
     use super::*;
+    use crate::links::CandidateState;
 
     pub(in super::super) fn link(state: Result<(), Why>) -> LinkStatus {
         LinkStatus {
@@ -166,19 +219,65 @@ pub(super) mod tests {
 
     #[test]
     fn a_silent_gateway_is_told_with_what_was_tried() {
-        let problem = link_problem(&link(Err(Why::NoAnswer)), Some("it is off")).unwrap();
+        let problem = link_problem(
+            &link(Err(Why::NoAnswer)),
+            Some("it is off"),
+            &Unrouted::new(),
+        )
+        .unwrap();
         assert!(problem.what.contains("gate-1 of site berlin"));
         assert!(problem.what.contains("192.0.2.1:51820"));
         assert!(problem.what.contains("no relay either: it is off"));
         assert!(problem.next.contains("firewall"));
-        assert_eq!(link_problem(&link(Ok(())), None), None);
+        assert_eq!(link_problem(&link(Ok(())), None, &Unrouted::new()), None);
+    }
+
+    /// It answered at this address until lately, and has another one that never did.
+    fn fallen_silent(used: SocketAddr) -> LinkStatus {
+        let mut fallen = link(Err(Why::Silent));
+        let rtt = Duration::from_millis(9);
+        let answered = CandidateState::Answered { rtt };
+        fallen.candidates.push((used, PathKind::Record, answered));
+        fallen.path = Some((used, PathKind::Record));
+        fallen
+    }
+
+    #[test]
+    fn the_address_that_was_used_last_is_told_before_those_that_never_answered() {
+        let fallen = fallen_silent("203.0.113.3:51820".parse().unwrap());
+        let problem = link_problem(&fallen, None, &Unrouted::new()).unwrap();
+        let tried = "tried 203.0.113.3:51820 (used last), 192.0.2.1:51820";
+        assert!(problem.what.contains(tried), "{}", problem.what);
+    }
+
+    #[test]
+    fn a_host_without_a_route_is_told_so_and_no_firewall_is_blamed() {
+        let used: SocketAddr = "203.0.113.3:51820".parse().unwrap();
+        let fallen = fallen_silent(used);
+        let why = "Network is unreachable".to_owned();
+        let of_used = Unrouted::from([(used, why.clone())]);
+        let problem = link_problem(&fallen, None, &of_used).unwrap();
+        assert!(
+            problem
+                .what
+                .contains("this host has no route to 203.0.113.3:51820")
+        );
+        assert!(
+            problem.next.contains("ip route get 203.0.113.3") && !problem.next.contains("firewall")
+        );
+        let other = "192.0.2.1:51820".parse().unwrap();
+        let of_other = Unrouted::from([(other, why)]);
+        let problem = link_problem(&fallen, None, &of_other).unwrap();
+        assert!(!problem.what.contains("no route"), "{}", problem.what);
+        let never = link_problem(&link(Err(Why::NoAnswer)), None, &of_other).unwrap();
+        assert!(never.what.contains("no route to 192.0.2.1:51820"));
     }
 
     #[test]
     fn two_machines_with_this_nodes_key_are_one_problem_whoever_says_so() {
         let (one, mut other) = (link(Err(Why::ShutOut)), link(Err(Why::ShutOut)));
         other.node = "gate-2".parse().unwrap();
-        assert_eq!(link_problem(&one, None), None);
+        assert_eq!(link_problem(&one, None, &Unrouted::new()), None);
         let problem = own_key_problem(&[one, link(Ok(())), other]).unwrap();
         let who = "gate-1 of site berlin, gate-2 of site berlin";
         assert!(problem.what.contains("this node's key") && problem.what.contains(who));
@@ -210,12 +309,12 @@ pub(super) mod tests {
         let mut relayed = link(Ok(()));
         relayed.path = Some(("127.0.0.1:1".parse().unwrap(), PathKind::Relay));
         relayed.mtu = 1200;
-        let what: Vec<String> = path_problems(&relayed)
+        let what: Vec<String> = path_problems(&relayed, &Unrouted::new())
             .into_iter()
             .map(|problem| problem.what)
             .collect();
         assert!(what[0].contains("relay") && what[0].contains("192.0.2.1:51820"));
         assert!(what[1].contains("1200"));
-        assert!(path_problems(&link(Ok(()))).is_empty());
+        assert!(path_problems(&link(Ok(())), &Unrouted::new()).is_empty());
     }
 }

@@ -14,7 +14,7 @@ use proto::name::Name;
 use super::addresses::From as AddressFrom;
 use super::drive::Linked;
 use super::problems::{
-    broker_problem, link_problem, own_key_problem, path_problems, vacancy, view_problems,
+    Unrouted, broker_problem, link_problem, own_key_problem, path_problems, vacancy, view_problems,
 };
 use super::relayed::Relayed;
 use crate::data::link::LinkShared;
@@ -40,6 +40,8 @@ pub(super) struct Facts<'a> {
     pub(super) uptime: Duration,
     pub(super) ready: bool,
     pub(super) drops: BTreeMap<String, u64>,
+    /// Of those addresses that are tried in vain.
+    pub(super) unrouted: Unrouted,
     /// Of other parts: interface, routes, endpoints.
     pub(super) problems: Vec<Problem>,
 }
@@ -72,10 +74,11 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
         problems.extend(broker_problem(&view.broker));
         problems.extend(facts.links.iter().filter_map(|link| {
             let no_relay = facts.relayed.why_lost(&link.of);
-            link_problem(link, no_relay)
+            link_problem(link, no_relay, &facts.unrouted)
         }));
     }
-    problems.extend(facts.links.iter().flat_map(path_problems));
+    let paths = facts.links.iter();
+    problems.extend(paths.flat_map(|link| path_problems(link, &facts.unrouted)));
     if facts.addresses.is_empty() {
         problems.push(Problem::new(
             "this gateway has no address to be found at: others can only be called by it",
