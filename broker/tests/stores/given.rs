@@ -149,7 +149,7 @@ impl Model {
 /// Applies changes until the revision has come.
 pub(crate) async fn follow(store: &dyn Store, model: &mut Model, until: u64) {
     while model.revision < until {
-        let batch = tokio::time::timeout(Duration::from_secs(20), store.changes(model.revision))
+        let batch = tokio::time::timeout(Duration::from_secs(60), store.changes(model.revision))
             .await
             .expect("a change comes")
             .expect("the changes are there");
