@@ -31,8 +31,12 @@ pub(super) fn broker_problem(broker: &BrokerState) -> Option<Problem> {
     if matches!(broker, BrokerState::Connected { .. }) {
         return None;
     }
+    let reasons = match broker.reasons() {
+        [] => "they are called, and none has answered yet".to_owned(),
+        reasons => reasons.join("; "),
+    };
     Some(Problem::new(
-        format!("no broker can be reached: {}", broker.reasons().join("; ")),
+        format!("no broker can be reached: {reasons}"),
         "traffic goes on with what is known, and changes of the mesh come through other gateways; see whether the broker runs, and whether TCP to it passes from here",
     ))
 }
@@ -300,6 +304,9 @@ pub(super) mod tests {
         let reasons = vec!["b:7800: refused".to_owned()];
         let problem = broker_problem(&BrokerState::Cached { reasons }).unwrap();
         assert!(problem.what.contains("b:7800: refused"));
+        let none_yet = BrokerState::Cached { reasons: vec![] };
+        let problem = broker_problem(&none_yet).unwrap();
+        assert!(problem.what.ends_with("none has answered yet"));
         let address = "b:7800".to_owned();
         assert_eq!(broker_problem(&BrokerState::Connected { address }), None);
     }
