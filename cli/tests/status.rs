@@ -170,6 +170,8 @@ fn a_gateway_that_starts_and_one_that_is_alone_say_so() {
     let mut told = well();
     told["ready"] = false.into();
     told["links"][0]["state"] = "connecting".into();
+    assert!(status(&told).out.contains(", not ready, "));
+    told["uptime_s"] = 1.into();
     let done = status(&told);
     assert!(done.out.contains(", starting, "), "{}", done.out);
     let last = done.out.lines().last().unwrap_or_default();

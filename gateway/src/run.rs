@@ -6,6 +6,7 @@
 mod addresses;
 mod drive;
 mod local;
+mod membership;
 mod metrics;
 mod notify;
 mod pings;
@@ -31,6 +32,7 @@ use node::follow::{self, FollowError, Handle, Timing, View};
 use node::state::{StateDir, StateError};
 use proto::entry::Role;
 use proto::key::{PublicKey, SigningKey};
+use proto::ledger::Standing;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -43,6 +45,7 @@ use crate::roster;
 use crate::table::Table;
 use drive::Linked;
 use local::{LocalSocket, Question, SocketError};
+use membership::{is_member, is_shut_out};
 use pings::Pings;
 use presence::Whereabouts;
 use reflect::Reflection;
@@ -180,6 +183,7 @@ struct Daemon {
     /// Why there is no interface.
     interface: Option<String>,
     shown: report::Shown,
+    told_membership: membership::Told,
     /// Those who ask for our health read it.
     is_ready: Arc<AtomicBool>,
     stopping: Stopping,
@@ -239,6 +243,7 @@ impl Daemon {
             served,
             interface: None,
             shown: report::Shown::default(),
+            told_membership: membership::Told::default(),
             is_ready,
             stopping: Stopping::default(),
             node,
@@ -380,10 +385,37 @@ impl Daemon {
             let place = (&self.whereabouts, self.plane.port);
             self.routes.tell(&self.view, place, carriers, &self.mtus);
         }
+        self.look_whether_member(now);
         self.look_whether_ready(now);
     }
 
+    /// The log says once why this node is none of the mesh, and it is not ready then.
+    fn look_whether_member(&mut self, now: Duration) {
+        let is_late = now.saturating_sub(self.begun) >= READY_AT_LAST;
+        for problem in self.told_membership.news(&self.view, is_late) {
+            if self.view.standing == Standing::NoGrant {
+                tracing::warn!(next = problem.next(), "{problem}");
+            } else {
+                tracing::error!(next = problem.next(), "{problem}");
+            }
+        }
+        if !self.may_be_ready(now) {
+            self.is_ready.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn may_be_ready(&self, now: Duration) -> bool {
+        let is_up = |link: &links::LinkStatus| link.state.is_ok();
+        let has_link = || self.links.statuses(now).iter().any(is_up);
+        // A status is made of all links only where there is a cause to.
+        is_member(&self.view)
+            && !(is_shut_out(&self.view, false) && is_shut_out(&self.view, has_link()))
+    }
+
     fn look_whether_ready(&self, now: Duration) {
+        if !self.may_be_ready(now) {
+            return;
+        }
         if self.is_ready.load(Ordering::Relaxed) || self.stopping.has_begun() {
             return;
         }

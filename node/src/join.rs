@@ -3,6 +3,7 @@
 
 mod error;
 mod hop;
+mod standing;
 mod step;
 
 use std::collections::VecDeque;
@@ -70,9 +71,11 @@ pub async fn join(
         Some(text) => Some(Token::decode(text)?),
         None => None,
     };
-    if let Some(joined) = joined(&options.state_dir)? {
+    if let Some(state) = StateDir::look(&options.state_dir)?
+        && let Some(node) = state.node()?
+    {
         sweep(&options.state_dir);
-        return already(joined, token.as_ref(), tell);
+        return already(&node, token.as_ref(), tell).await;
     }
     let token = token.ok_or(JoinError::NoToken)?;
     let node = match &options.node {
@@ -105,24 +108,32 @@ fn sweep(state_dir: &std::path::Path) {
     }
 }
 
-fn already(
-    joined: Joined,
+async fn already(
+    node: &LocalNode,
     token: Option<&Token>,
     tell: &mut (dyn FnMut(Step) + Send),
 ) -> Result<Joined, JoinError> {
-    match token {
-        Some(token) if token.mesh != joined.mesh => Err(JoinError::OtherMesh {
+    let joined = Joined::of(node, true);
+    if let Some(token) = token
+        && token.mesh != joined.mesh
+    {
+        return Err(JoinError::OtherMesh {
             ours: joined.mesh,
             token: token.mesh,
-        }),
-        Some(_) | None => {
-            tell(Step::Already {
-                site: joined.site.clone(),
-                node: joined.node.clone(),
-            });
-            Ok(joined)
-        }
+        });
     }
+    if let Some(problem) = standing::put_out(node).await {
+        return Err(JoinError::PutOut {
+            site: joined.site,
+            node: joined.node,
+            problem: Box::new(problem),
+        });
+    }
+    tell(Step::Already {
+        site: joined.site.clone(),
+        node: joined.node.clone(),
+    });
+    Ok(joined)
 }
 
 /// One run of the command.

@@ -76,6 +76,11 @@ impl Journal {
         Ok((journal, content))
     }
 
+    /// The whole lines of one that another process may be writing.
+    pub(crate) fn read(path: &Path) -> Option<Vec<String>> {
+        parse(&fs::read(path).ok()?).map(|content| content.lines)
+    }
+
     /// Durable once it returns. After an error nothing was appended, and it may be tried again.
     pub fn append(&mut self, lines: &[String]) -> Result<(), JournalError> {
         let mut bytes = Vec::new();

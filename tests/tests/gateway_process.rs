@@ -145,6 +145,27 @@ fn it_starts_without_a_broker_and_leaves_its_interface_when_it_ends() {
 }
 
 #[test]
+fn a_gateway_that_knows_nothing_of_its_mesh_is_not_ready_and_says_what_it_waits_for() {
+    if skip("a_gateway_that_knows_nothing", &[]) {
+        return;
+    }
+    let machine = Machine::new("gwblank");
+    let cache = machine.mesh.node("one").join("node").join("cache.journal");
+    std::fs::remove_file(&cache).unwrap();
+    let process = machine.namespace.spawn(machine.command("one")).unwrap();
+    let waits = "lacks this node's grant";
+    wait_for("the log says what it waits for", ENOUGH, || {
+        process.output().contains(waits)
+    })
+    .unwrap();
+    let mut wait = machine.namespace.command(causeway().get_program());
+    wait.args(["status", "--wait", "--timeout", "1s", "--runtime-dir"])
+        .arg(machine.runtime("one"));
+    refused(wait).assert_refused(&["not ready", waits]);
+    assert_eq!(machine.status("one").unwrap()["ready"], false);
+}
+
+#[test]
 fn a_deleted_interface_is_there_again_within_a_second() {
     if skip("a_deleted_interface_is_there_again_within_a_second", &[]) {
         return;

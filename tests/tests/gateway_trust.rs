@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use tests::broker::command;
+use tests::broker::{command, join_command, within};
 use tests::lab::{skip, wait_for};
 use tests::mesh::{Mesh, Nat, PATIENCE, Plan, rounds};
 
@@ -58,6 +58,40 @@ fn nothing_of_a_revoked_site_is_accepted_two_seconds_later() {
         );
         mesh.watch.assert_clean();
     }
+}
+
+#[test]
+fn a_gateway_that_was_revoked_says_so_and_is_not_ready() {
+    if skip("a_gateway_that_was_revoked", &["nft"]) {
+        return;
+    }
+    let mut mesh = Mesh::up("putout", &[ONE, ONE]).unwrap();
+    revoke(&mesh, "site-2");
+    for is_started_again in [false, true] {
+        let gateway = mesh.gateway(1, 0);
+        if is_started_again {
+            gateway.stop().unwrap();
+            gateway.start().unwrap();
+        }
+        wait_for("it says that it was revoked", PATIENCE, || {
+            gateway.log().contains("site was revoked")
+                && gateway
+                    .status()
+                    .is_ok_and(|status| status["ready"] == false)
+        })
+        .unwrap();
+        let status = gateway.status().unwrap();
+        let problems = status["problems"].to_string();
+        assert!(problems.contains("site was revoked"), "{problems}");
+        let log = gateway.log();
+        let told = log.matches("site was revoked").count();
+        assert_eq!(told, 1, "{log}");
+    }
+    let gateway = mesh.gateway(1, 0);
+    gateway.stop().unwrap();
+    let join = join_command(&gateway.state, &gateway.name);
+    let said = command::run(within(gateway.namespace.name(), &join), None).unwrap();
+    said.assert_refused(&["no longer part of the mesh", "site was revoked"]);
 }
 
 /// Only one site's gateway hears of it from the broker; the rest from each other.

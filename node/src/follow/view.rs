@@ -209,7 +209,9 @@ impl fmt::Display for Problem {
             Problem::Mesh(problem) => problem.fmt(out),
             Problem::Standing(standing) => out.write_str(match standing {
                 Standing::Good => "this node is one of the mesh",
-                Standing::NoGrant => "the ledger known here lacks this node's grant",
+                Standing::NoGrant => {
+                    "nothing can be carried yet: what is known here of the mesh lacks this node's grant"
+                }
                 Standing::GrantClosed => {
                     "this node's grant was closed, and it is not among those that stay"
                 }
@@ -270,7 +272,7 @@ impl Problem {
                 "settle the ledger's fork with `causeway ledger settle`".to_owned()
             }
             Problem::Standing(Standing::Good | Standing::NoGrant) => {
-                "nothing: it is fetched from a broker".to_owned()
+                "it waits for a broker, who has it: see whether one runs, and whether TCP to it passes from here".to_owned()
             }
             Problem::Standing(
                 Standing::GrantClosed | Standing::SiteRevoked | Standing::Revoked,

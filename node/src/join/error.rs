@@ -5,9 +5,11 @@ use std::io;
 
 use proto::key::MeshId;
 use proto::message::Refusal;
+use proto::name::Name;
 use proto::token::TokenError;
 use thiserror::Error;
 
+use crate::follow::Problem;
 use crate::state::StateError;
 
 /// A broker that was tried in vain.
@@ -32,6 +34,15 @@ pub enum JoinError {
     State(#[from] StateError),
     #[error("this directory is part of the mesh {}, and the token is of the mesh {}; use another --state-dir, or `causeway leave` the first mesh", .ours.short(), .token.short())]
     OtherMesh { ours: MeshId, token: MeshId },
+    #[error(
+        "this directory is that of {node} of site {site}, which is no longer part of the mesh: {problem}; {}",
+        .problem.next()
+    )]
+    PutOut {
+        site: Name,
+        node: Name,
+        problem: Box<Problem>,
+    },
     #[error(
         "another join has made this directory part of a mesh just now; run the same command again"
     )]

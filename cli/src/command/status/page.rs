@@ -6,6 +6,8 @@ use crate::print::{self, Table};
 use crate::time;
 
 const NOTHING: &str = "-";
+/// What is not ready by then waits for more than its links.
+const STARTING_S: u64 = 5;
 
 /// What the exit code tells.
 pub(super) fn is_well(status: &Status) -> bool {
@@ -50,6 +52,11 @@ pub(super) fn text(status: &Status) -> String {
 
 /// While it starts.
 pub(super) fn progress(status: &Status) -> String {
+    if status.links.is_empty()
+        && let Some(problem) = status.problems.first()
+    {
+        return problem.what.clone();
+    }
     let up = status.links.iter().filter(|link| is_up(link)).count();
     format!("{up} of {} up", links_of(status))
 }
@@ -59,7 +66,11 @@ fn links_of(status: &Status) -> String {
 }
 
 fn head(status: &Status) -> String {
-    let ready = if status.ready { "ready" } else { "starting" };
+    let ready = match status.ready {
+        true => "ready",
+        false if status.uptime_s < STARTING_S => "starting",
+        false => "not ready",
+    };
     let mut lines = vec![
         format!(
             "gateway {} of site {}, causeway {}, {ready}, up for {}",
