@@ -183,11 +183,7 @@ fn show(link: &LinkStatus, facts: &Facts<'_>, index: &Index<'_>) -> Link {
     let shared = facts.linked.get(&link.of).map(|linked| &*linked.shared);
     let load = |value: fn(&LinkShared) -> u64| shared.map_or(0, value);
     let handshake = load(|shared| shared.last_handshake.load(Ordering::Relaxed)) / 1_000_000_000;
-    let state = match link.state {
-        Ok(()) => "up",
-        Err(_) if link.failovers == 0 => "connecting",
-        Err(_) => "down",
-    };
+    let state = state_word(link);
     let why = link.state.err();
     let kind = link.path.map(|(_, kind)| kind);
     Link {
@@ -217,6 +213,16 @@ fn show(link: &LinkStatus, facts: &Facts<'_>, index: &Index<'_>) -> Link {
         down_ms: u64::try_from(link.down_for.as_millis()).unwrap_or(u64::MAX),
         seen_as: link.seen_as.map(|address| address.to_string()),
         candidates: link.candidates.iter().map(show_candidate).collect(),
+    }
+}
+
+/// To be stopped is no failover, and yet whoever says goodbye was there.
+fn state_word(link: &LinkStatus) -> &'static str {
+    match link.state {
+        Ok(()) => "up",
+        Err(Why::Goodbye) => "down",
+        Err(_) if link.failovers == 0 => "connecting",
+        Err(_) => "down",
     }
 }
 
@@ -388,6 +394,12 @@ mod tests {
         let carry = Carry::Direct(vec![links[0].of]);
         carriers.sites.insert(berlin.clone(), carry);
         assert_eq!(state(&berlin, true, &carriers), "reachable");
+    }
+
+    #[test]
+    fn a_link_whose_gateway_was_stopped_is_down_and_one_that_never_was_up_connects() {
+        assert_eq!(state_word(&link(Err(Why::Goodbye))), "down");
+        assert_eq!(state_word(&link(Err(Why::NoAnswer))), "connecting");
     }
 
     #[test]
