@@ -105,7 +105,7 @@ fn comes_astray() -> Vec<Expression> {
     const BY_INPUT: u32 = 8;
     const PRESENT: u32 = 32;
     let fib = fib(OUTPUT, FIB_SOURCE | BY_INPUT | PRESENT);
-    vec![fib, compare(true, vec![0])]
+    vec![fib, compare(true, vec![0; 4])]
 }
 
 fn fib(result: u32, flags: u32) -> Expression {
