@@ -155,6 +155,9 @@ fn what_cleanup_would_remove_is_told_while_a_daemon_runs() {
     let kernel = NodeKernel::new("beside").unwrap();
     let _handle = kernel.start(Settings::default()).unwrap();
     kernel.until_whole().unwrap();
+    // Set last; the kernel adds addresses of its own then.
+    let last = "test $(sysctl -n net.ipv6.conf.all.forwarding) = 1";
+    kernel.until(last, Duration::from_secs(5)).unwrap();
     let before = kernel.snapshot().unwrap();
     let (text, content) = say(&kernel.node, &[], &["cleanup", "--dry-run"]);
     let pid = format!("process {} ", std::process::id());
