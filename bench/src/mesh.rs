@@ -27,7 +27,8 @@ const ONE: Plan = Plan {
     nat: Nat::None,
 };
 const CROWD_LIMIT: Duration = Duration::from_secs(120);
-const SETTLE: Duration = Duration::from_secs(5);
+/// Links that just came up speak more often for ten seconds.
+const SETTLE: Duration = Duration::from_secs(20);
 const QUIET: Duration = Duration::from_secs(10);
 /// MiB, cores, and the part of one link's speed.
 const MEMORY_LIMIT: f64 = 128.0;

@@ -44,7 +44,7 @@ const MAX_COMMANDS: usize = 8 << 10;
 /// From so many links on, hellos are looked for at intervals: there is always one about to come, and
 /// to be woken for each would cost more than what is to be done.
 pub const MANY: usize = 64;
-pub const GRID: Duration = Duration::from_millis(5);
+pub const GRID: Duration = Duration::from_millis(20);
 /// More data threads than this gain nothing unless asked for.
 const DEFAULT_THREADS: usize = 8;
 

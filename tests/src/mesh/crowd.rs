@@ -4,6 +4,7 @@
 //! They carry no packets of sites: it is what a real gateway has to do for a thousand of them at
 //! rest that is to be seen.
 
+mod learned;
 mod peer;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,7 +19,6 @@ use gateway::links::{Gateway, Roster};
 use node::state::StateDir;
 use proto::entry::{SignedEntry, Uses};
 use proto::key::WireguardKey;
-use proto::knowledge::Knowledge;
 use proto::message::{Reply, Request};
 use proto::record::{Member, NodeState, SignedRecord};
 use tokio::runtime::Builder;
@@ -28,6 +28,7 @@ use crate::broker;
 use crate::broker::cast::{Actor, Authority, Ticket, presence, random};
 use crate::broker::client::Target;
 use crate::lab::{Namespace, wait_for};
+use learned::Learned;
 use peer::Peer;
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 20, 0, 2);
@@ -72,12 +73,12 @@ impl Crowd {
         let thread = namespace.within(move || {
             // A socket stays in the namespace in which it was opened: all is done from this thread.
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            let peers = runtime.block_on(prepare(candidates, &target, &roster))?;
-            Ok::<_, anyhow::Error>((runtime, peers))
+            let ready = runtime.block_on(prepare(candidates, &target, &roster))?;
+            Ok::<_, anyhow::Error>((runtime, ready))
         })??;
-        let (runtime, peers) = thread;
+        let (runtime, (peers, learned)) = thread;
         let thread = std::thread::spawn(move || {
-            runtime.block_on(peer::run_all(peers, &flag, &count));
+            runtime.block_on(peer::run_all(peers, learned, &flag, &count));
         });
         Ok(Crowd {
             ended,
@@ -178,20 +179,20 @@ async fn prepare(
     mut candidates: Vec<Candidate>,
     target: &Target,
     roster: &Roster,
-) -> Result<Vec<Peer>> {
+) -> Result<(Vec<Peer>, Learned)> {
     for candidate in &mut candidates {
         candidate.enter(target).await?;
     }
-    let knowledge = Arc::new(learn(&candidates, target).await?);
+    let learned = Learned::new(learn(&candidates, target).await?);
     let mut peers = Vec::new();
     for candidate in candidates {
-        peers.push(Peer::new(candidate, roster, &knowledge).await?);
+        peers.push(Peer::new(candidate, roster).await?);
     }
-    Ok(peers)
+    Ok((peers, learned))
 }
 
 /// What the broker has, so that none of the crowd asks the real gateway for everything.
-async fn learn(candidates: &[Candidate], target: &Target) -> Result<Knowledge> {
+async fn learn(candidates: &[Candidate], target: &Target) -> Result<proto::mesh::Mesh> {
     let first = candidates.first().context("an empty crowd")?;
     let mut client = target.connect(None).await?;
     client
@@ -229,5 +230,5 @@ async fn learn(candidates: &[Candidate], target: &Target) -> Result<Knowledge> {
             mesh.handle_member(&Member::read(&node.member)?)?;
         }
     }
-    Ok(Knowledge::of(&mesh))
+    Ok(mesh)
 }

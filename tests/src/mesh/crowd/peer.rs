@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, sleep_until};
 
 use super::Candidate;
+use super::learned::Learned;
 use crate::broker::cast::random;
 
 /// How often boringtun looks at the age of its keys.
@@ -31,15 +33,12 @@ pub(super) struct Peer {
     of: PublicKey,
     remote: SocketAddr,
     has_session: bool,
+    knowledge: Arc<Knowledge>,
     started: Instant,
 }
 
 impl Peer {
-    pub(super) async fn new(
-        candidate: Candidate,
-        roster: &Roster,
-        knowledge: &Arc<Knowledge>,
-    ) -> Result<Peer> {
+    pub(super) async fn new(candidate: Candidate, roster: &Roster) -> Result<Peer> {
         let (of, gateway) = roster
             .gateways
             .first_key_value()
@@ -55,7 +54,6 @@ impl Peer {
             boot: number(),
         };
         let mut links = Links::new(local, number(), Duration::ZERO);
-        links.handle_knowledge(Arc::clone(knowledge), Duration::ZERO);
         links.handle_roster(roster, Duration::ZERO);
         Ok(Peer {
             socket: UdpSocket::bind(candidate.address).await?,
@@ -64,6 +62,7 @@ impl Peer {
             of: *of,
             remote: gateway.candidates[0],
             has_session: false,
+            knowledge: Arc::default(),
             started: Instant::now(),
         })
     }
@@ -72,12 +71,13 @@ impl Peer {
         self.started.elapsed()
     }
 
-    async fn live(mut self, up: Arc<AtomicUsize>) {
+    async fn live(mut self, learned: Rc<Learned>, up: Arc<AtomicUsize>) {
         let mut was_up = false;
         let mut buffer = vec![0; DATAGRAM];
         let mut tick = tokio::time::interval(TICK);
+        self.learn(&learned);
         loop {
-            self.drain().await;
+            self.drain(&learned).await;
             let is_up = self
                 .links
                 .statuses(self.now())
@@ -108,7 +108,10 @@ impl Peer {
                     let now = self.now();
                     self.links.handle_timeout(now);
                 }
-                _ = tick.tick() => self.tick().await,
+                _ = tick.tick() => {
+                    self.tick().await;
+                    self.learn(&learned);
+                }
             }
         }
     }
@@ -148,10 +151,23 @@ impl Peer {
         }
     }
 
+    fn learn(&mut self, learned: &Learned) {
+        let knowledge = learned.knowledge();
+        if !Arc::ptr_eq(&knowledge, &self.knowledge) {
+            self.knowledge = Arc::clone(&knowledge);
+            let now = self.now();
+            self.links.handle_knowledge(knowledge, now);
+        }
+    }
+
     /// Does what the links ask for.
-    async fn drain(&mut self) {
+    async fn drain(&mut self, learned: &Learned) {
         let mut out = vec![0; DATAGRAM];
         while let Some(event) = self.links.poll_event() {
+            if let Event::HandedOver { handover, .. } = &event {
+                learned.handle(handover);
+                self.learn(learned);
+            }
             if let Event::Initiate { .. } = event
                 && let TunnResult::WriteToNetwork(datagram) =
                     self.tunnel.format_handshake_initiation(&mut out, true)
@@ -174,10 +190,16 @@ impl Peer {
 }
 
 /// Runs all of them on this thread until the flag is set.
-pub(super) async fn run_all(peers: Vec<Peer>, ended: &AtomicBool, up: &Arc<AtomicUsize>) {
+pub(super) async fn run_all(
+    peers: Vec<Peer>,
+    learned: Learned,
+    ended: &AtomicBool,
+    up: &Arc<AtomicUsize>,
+) {
     let all = LocalSet::new();
+    let learned = Rc::new(learned);
     for peer in peers {
-        all.spawn_local(peer.live(Arc::clone(up)));
+        all.spawn_local(peer.live(Rc::clone(&learned), Arc::clone(up)));
     }
     all.run_until(async {
         while !ended.load(Ordering::Relaxed) {
