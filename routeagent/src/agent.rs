@@ -295,8 +295,8 @@ impl Agent {
         problems: &mut Vec<Problem>,
     ) -> Duration {
         let usable = checks::usable(facts, &seen, problems);
-        let inner = checks::inner(facts, &seen);
-        let wanted = plan(&usable, &inner, &self.settings);
+        let devices = checks::devices(facts, &seen);
+        let wanted = plan(&usable, &devices, &self.settings);
         self.mark_tun(facts, &seen).await;
         let changes = self.changes(&wanted, &seen);
         let mut wait = ROUND;

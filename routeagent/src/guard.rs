@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ip_network::IpNetwork;
 
 use crate::facts::Facts;
-use crate::plan::refusal;
+use crate::plan::{Devices, refusal};
 use crate::settings::Settings;
 use crate::wanted::Family;
 
@@ -75,6 +75,12 @@ pub enum Term {
         is: bool,
         device: String,
     },
+    /// The same by index: a comparison of names costs several times as much, for every packet.
+    From {
+        is: bool,
+        index: u32,
+    },
+    To(u32),
     Source(SetName),
     Destination(SetName),
     /// Whether the source is an address of this node.
@@ -100,7 +106,14 @@ const MANGLE: i32 = -150;
 /// One before source translation.
 const BEFORE_SRCNAT: i32 = 99;
 
-pub fn table(facts: &Facts, inner: &BTreeSet<String>, settings: &Settings) -> Table {
+/// The same in every network namespace.
+const LOOPBACK: u32 = 1;
+
+fn from(is: bool, index: u32) -> Term {
+    Term::From { is, index }
+}
+
+pub fn table(facts: &Facts, devices: &Devices, settings: &Settings) -> Table {
     let mesh = facts
         .prefixes
         .keys()
@@ -112,29 +125,38 @@ pub fn table(facts: &Facts, inner: &BTreeSet<String>, settings: &Settings) -> Ta
         sets.insert(SetName::Local(family), spans(&facts.local, family));
     }
     let chains = vec![
-        forged(&facts.tun, inner),
-        untracked(&facts.tun),
-        arriving(facts, settings),
-        entering(&facts.tun, inner),
+        passing(devices),
+        arriving(facts, settings, devices),
+        entering(devices),
         sources(&facts.tun),
-        leaving(&facts.tun, settings),
+        leaving(devices, settings),
     ];
     Table { sets, chains }
 }
 
+/// What is only passed on may come back through a sibling: no conntrack shall call it invalid.
+///
 /// The far side takes what comes from this site's prefixes for good, so nobody else may lead it into
 /// the tunnel. A site may have more networks than that of its gateways' addresses: where one lies is
 /// known by the way back to it. (Older kernels look that up in this hook only.)
-fn forged(tun: &str, inner: &BTreeSet<String>) -> Chain {
-    let own = [tun].into_iter().chain(inner.iter().map(String::as_str));
-    let elsewhere: Vec<Term> = own
-        .map(|device| Term::Input {
-            is: false,
-            device: device.to_owned(),
-        })
-        .collect();
-    let rules = Family::BOTH.map(|family| {
-        let mut terms = elsewhere.clone();
+fn passing(devices: &Devices) -> Chain {
+    let untracked = |from: SetName, to: SetName| {
+        [
+            Term::Source(from),
+            Term::Destination(to),
+            Term::DestinationIsOwn(false),
+            Term::Untracked,
+        ]
+    };
+    let from_tunnel = Family::BOTH.map(|family| {
+        let mut terms = vec![from(true, devices.tun)];
+        terms.extend(untracked(SetName::Mesh(family), SetName::Local(family)));
+        terms.push(Term::Accept);
+        Rule(terms)
+    });
+    let forged = Family::BOTH.map(|family| {
+        let inner = devices.inner.values();
+        let mut terms: Vec<Term> = inner.map(|index| from(false, *index)).collect();
         terms.extend([
             Term::Source(SetName::Local(family)),
             Term::Destination(SetName::Mesh(family)),
@@ -144,44 +166,24 @@ fn forged(tun: &str, inner: &BTreeSet<String>) -> Chain {
         ]);
         Rule(terms)
     });
+    let into_tunnel = Family::BOTH
+        .map(|family| Rule(untracked(SetName::Local(family), SetName::Mesh(family)).into()));
+    let mut rules = Vec::from(from_tunnel);
+    rules.push(Rule(vec![from(true, devices.tun), Term::Accept]));
+    rules.extend(forged);
+    rules.extend(into_tunnel);
     Chain {
-        name: "forged",
+        name: "passing",
         kind: "filter",
         hook: Hook::Prerouting,
         priority: RAW,
-        rules: rules.into(),
-    }
-}
-
-/// What is only passed on may come back through a sibling: no conntrack shall call it invalid.
-fn untracked(tun: &str) -> Chain {
-    let rules = Family::BOTH.map(|family| {
-        let (mesh, local) = (SetName::Mesh(family), SetName::Local(family));
-        [(true, mesh, local), (false, local, mesh)].map(|(is, from, to)| {
-            Rule(vec![
-                Term::Input {
-                    is,
-                    device: tun.to_owned(),
-                },
-                Term::Source(from),
-                Term::Destination(to),
-                Term::DestinationIsOwn(false),
-                Term::Untracked,
-            ])
-        })
-    });
-    Chain {
-        name: "untracked",
-        kind: "filter",
-        hook: Hook::Prerouting,
-        priority: RAW,
-        rules: rules.into_iter().flatten().collect(),
+        rules,
     }
 }
 
 /// Outer datagrams whose source lies in another site's prefix did not come through the tunnel; with
 /// the mark the check of reverse paths knows.
-fn arriving(facts: &Facts, settings: &Settings) -> Chain {
+fn arriving(facts: &Facts, settings: &Settings, devices: &Devices) -> Chain {
     let (value, mask) = settings.fwmark;
     Chain {
         name: "arriving",
@@ -189,10 +191,7 @@ fn arriving(facts: &Facts, settings: &Settings) -> Chain {
         hook: Hook::Prerouting,
         priority: MANGLE,
         rules: vec![Rule(vec![
-            Term::Input {
-                is: false,
-                device: facts.tun.clone(),
-            },
+            from(false, devices.tun),
             Term::UdpTo(facts.listen_port),
             Term::DestinationIsOwn(true),
             Term::Mark(value, mask),
@@ -202,19 +201,16 @@ fn arriving(facts: &Facts, settings: &Settings) -> Chain {
 
 /// Sources of other sites come by the tunnel, or by the site's own network from a sibling; from
 /// elsewhere they are forged, and are not passed on.
-fn entering(tun: &str, inner: &BTreeSet<String>) -> Chain {
-    let from = |device: &str| {
-        let device = device.to_owned();
-        Rule(vec![Term::Input { is: true, device }, Term::Accept])
-    };
-    let mut rules = vec![from(tun)];
-    rules.extend(inner.iter().map(|device| from(device)));
+fn entering(devices: &Devices) -> Chain {
+    let accepted = |index: &u32| Rule(vec![from(true, *index), Term::Accept]);
+    let mut rules = vec![accepted(&devices.tun)];
+    rules.extend(devices.inner.values().map(accepted));
     for family in Family::BOTH {
         let mesh = Term::Source(SetName::Mesh(family));
         rules.push(Rule(vec![mesh, Term::Count, Term::Drop]));
     }
     // Where the site's network is not known, nothing can be told apart.
-    if inner.is_empty() {
+    if devices.inner.is_empty() {
         rules.clear();
     }
     Chain {
@@ -249,16 +245,12 @@ fn sources(tun: &str) -> Chain {
 
 /// Mesh destinations leave by the tunnel only. Our mark is the exception: the tunnel's own datagrams
 /// may go to addresses inside other sites' prefixes.
-fn leaving(tun: &str, settings: &Settings) -> Chain {
+fn leaving(devices: &Devices, settings: &Settings) -> Chain {
     let (value, mask) = settings.fwmark;
-    let output = |device: &str| Term::Output {
-        is: true,
-        device: device.to_owned(),
-    };
     let mut rules = vec![
-        Rule(vec![output(tun), Term::Accept]),
+        Rule(vec![Term::To(devices.tun), Term::Accept]),
         // This node talks with itself.
-        Rule(vec![output("lo"), Term::Accept]),
+        Rule(vec![Term::To(LOOPBACK), Term::Accept]),
         Rule(vec![Term::Marked(value, mask), Term::Accept]),
     ];
     for family in Family::BOTH {
@@ -464,6 +456,8 @@ impl fmt::Display for Term {
         match self {
             Term::Input { is, device } => write!(out, "iifname {}\"{device}\"", unless(*is)),
             Term::Output { is, device } => write!(out, "oifname {}\"{device}\"", unless(*is)),
+            Term::From { is, index } => write!(out, "iif {}{index}", unless(*is)),
+            Term::To(index) => write!(out, "oif {index}"),
             Term::Source(set) => write!(out, "{} saddr @{set}", header(set.family())),
             Term::Destination(set) => write!(out, "{} daddr @{set}", header(set.family())),
             Term::OwnSource => out.write_str("fib saddr type local"),

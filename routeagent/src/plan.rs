@@ -1,6 +1,6 @@
 //! From facts to the kernel state that a gateway needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ip_network::IpNetwork;
@@ -15,12 +15,20 @@ const START_MTU: u16 = 1280;
 /// The kernel turns 0 into this for IPv6.
 const V6_METRIC: u32 = 1024;
 
-/// `inner` are the interfaces of the site's own network.
-pub fn plan(facts: &Facts, inner: &BTreeSet<String>, settings: &Settings) -> Wanted {
+/// Interfaces with their indexes: one that was made anew has another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// 0 while it is away, which is the index of none.
+    pub tun: u32,
+    /// Of the site's own network.
+    pub inner: BTreeMap<String, u32>,
+}
+
+pub fn plan(facts: &Facts, devices: &Devices, settings: &Settings) -> Wanted {
     let mut wanted = Wanted {
         rules: rules(settings),
-        guard: guard::table(facts, inner, settings),
-        sysctls: sysctls(facts, inner),
+        guard: guard::table(facts, devices, settings),
+        sysctls: sysctls(facts, devices),
         ..Wanted::default()
     };
     for (prefix, remote) in &facts.prefixes {
@@ -107,7 +115,7 @@ fn rules(settings: &Settings) -> BTreeSet<Rule> {
     rules.into_iter().flatten().collect()
 }
 
-fn sysctls(facts: &Facts, inner: &BTreeSet<String>) -> BTreeSet<Sysctl> {
+fn sysctls(facts: &Facts, devices: &Devices) -> BTreeSet<Sysctl> {
     let sysctl = |key: &str, fine: &[&'static str], set| Sysctl {
         key: key.to_owned(),
         fine: fine.to_vec(),
@@ -116,7 +124,7 @@ fn sysctls(facts: &Facts, inner: &BTreeSet<String>) -> BTreeSet<Sysctl> {
     let mut all = BTreeSet::from([sysctl("net/ipv4/conf/all/src_valid_mark", &["1"], "1")]);
     // Strict filtering drops what a sibling delivers to this node over the LAN. That of all
     // interfaces stays as it is: it would let sources of the mesh in from outside.
-    for device in inner.iter().chain([&facts.tun]) {
+    for device in devices.inner.keys().chain([&facts.tun]) {
         let key = format!("net/ipv4/conf/{device}/rp_filter");
         all.insert(sysctl(&key, &["0", "2"], "2"));
     }

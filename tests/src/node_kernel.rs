@@ -135,6 +135,13 @@ impl NodeKernel {
     pub fn until_whole(&self) -> Result<Duration> {
         self.until(WHOLE, Duration::from_secs(5))
     }
+
+    /// The same, and what is set last.
+    pub fn until_forwarding(&self) -> Result<Duration> {
+        self.until_whole()?;
+        let last = "test $(sysctl -n net.ipv6.conf.all.forwarding) = 1";
+        self.until(last, Duration::from_secs(5))
+    }
 }
 
 impl Drop for NodeKernel {
@@ -154,7 +161,7 @@ pub const WHOLE: &str = "set -e; \
     ip $family route show table main | grep -q '^unreachable .*proto 199.* metric 4294967295'; \
     done; \
     nft list chain inet causeway leaving | grep -q 'ip6 daddr @mesh6.*drop'; \
-    nft list chain inet causeway untracked | grep -q notrack; \
+    nft list chain inet causeway passing | grep -q notrack; \
     nft list chain inet causeway sources | grep -q snat; \
     nft list set inet causeway mesh4 | grep -q 10.2.0.0/16";
 

@@ -7,10 +7,12 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
+use routeagent::facts::Facts;
+use routeagent::plan::{Devices, plan};
 use routeagent::{CleanupError, Holder, Settings, StartError};
 use tests::broker::command::causeway;
 use tests::lab::{Namespace, skip};
-use tests::node_kernel::{LAN, NodeKernel, facts, prefix, told};
+use tests::node_kernel::{LAN, NodeKernel, TUN, facts, prefix, told};
 
 /// What `causeway` with `words` prints in a namespace, and whether it was content.
 fn say(namespace: &Namespace, program: &[&str], words: &[&str]) -> (String, bool) {
@@ -109,7 +111,7 @@ fn what_a_person_set_meanwhile_stays() {
         .sysctl("net.ipv4.conf.all.rp_filter", "1")
         .unwrap();
     let handle = kernel.start(Settings::default()).unwrap();
-    kernel.until_whole().unwrap();
+    kernel.until_forwarding().unwrap();
     assert_eq!(sysctl("net.ipv4.conf.lan.rp_filter").trim(), "2");
     // Sources of the mesh are as strictly kept out elsewhere as before.
     assert_eq!(sysctl("net.ipv4.conf.all.rp_filter").trim(), "1");
@@ -154,10 +156,8 @@ fn what_cleanup_would_remove_is_told_while_a_daemon_runs() {
     }
     let kernel = NodeKernel::new("beside").unwrap();
     let _handle = kernel.start(Settings::default()).unwrap();
-    kernel.until_whole().unwrap();
-    // Set last; the kernel adds addresses of its own then.
-    let last = "test $(sysctl -n net.ipv6.conf.all.forwarding) = 1";
-    kernel.until(last, Duration::from_secs(5)).unwrap();
+    // The kernel adds addresses of its own then.
+    kernel.until_forwarding().unwrap();
     let before = kernel.snapshot().unwrap();
     let (text, content) = say(&kernel.node, &[], &["cleanup", "--dry-run"]);
     let pid = format!("process {} ", std::process::id());
@@ -195,6 +195,27 @@ fn lines(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// As the kernel's tools show it, which say names where the kernel has indexes.
+fn planned(kernel: &NodeKernel, facts: &Facts, settings: &Settings) -> String {
+    let index = |device: &str| -> u32 {
+        let path = format!("/sys/class/net/{device}/ifindex");
+        let index = kernel.node.run("cat", &[&path]).unwrap();
+        index.trim().parse().unwrap()
+    };
+    let devices = Devices {
+        tun: index(TUN),
+        inner: [(LAN.to_owned(), index(LAN))].into(),
+    };
+    let mut text = plan(facts, &devices, settings).to_string();
+    for device in [TUN, LAN, "lo"] {
+        for word in ["if ", "if != "] {
+            let planned = format!("{word}{} ", index(device));
+            text = text.replace(&planned, &format!("{word}\"{device}\" "));
+        }
+    }
+    text
+}
+
 #[test]
 fn the_kernel_shows_what_is_planned() {
     if skip("shows", &["nft"]) {
@@ -208,7 +229,7 @@ fn the_kernel_shows_what_is_planned() {
         many.prefixes.insert(prefix(&text), remote.clone());
     }
     let settings = Settings::default();
-    let wanted = routeagent::plan::plan(&many, &[LAN.to_owned()].into(), &settings).to_string();
+    let wanted = planned(&kernel, &many, &settings);
     kernel.set_facts(many);
     let _handle = kernel.start(settings).unwrap();
     kernel.until_whole().unwrap();

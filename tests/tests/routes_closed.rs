@@ -181,7 +181,7 @@ fn own_sources_from_outside_are_not_led_into_the_mesh_and_a_second_network_is() 
         }
     };
     let dropped = || {
-        let list = "nft list chain inet causeway forged | grep -c 'packets [1-9]'";
+        let list = "nft list chain inet causeway passing | grep -c 'packets [1-9]'";
         let counted = kernel.node.sh(list).unwrap_or_default();
         counted.trim() == "2"
     };
@@ -207,7 +207,7 @@ fn own_sources_from_outside_are_not_led_into_the_mesh_and_a_second_network_is() 
     handle.stop();
     kernel
         .node
-        .run("nft", &["flush", "chain", "inet", "causeway", "forged"])
+        .run("nft", &["flush", "chain", "inet", "causeway", "passing"])
         .unwrap();
     wait_for("them without the rule", LIMIT, || {
         send_all(&kernel.world, forged);
@@ -251,7 +251,7 @@ fn forwarded_sources_are_kept_untracked_and_own_ones_tracked() {
         add rule inet host forwarded ct state invalid drop'";
     kernel.node.sh(hostile).unwrap();
     let _handle = kernel.start(Settings::default()).unwrap();
-    kernel.until_whole().unwrap();
+    kernel.until_forwarding().unwrap();
     let inside = Capture::start(&kernel.node, TUN, is_to(PORT)).unwrap();
     for to in [FAR_V4, FAR_V6] {
         send(&kernel.node, to, PORT);

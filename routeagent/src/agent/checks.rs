@@ -8,7 +8,7 @@ use super::{Agent, Seen};
 use crate::facts::Facts;
 use crate::netlink::nft::Nft;
 use crate::netlink::{Refused, route};
-use crate::plan::{overlap, refusal as cut_off};
+use crate::plan::{Devices, overlap, refusal as cut_off};
 use crate::problem::Problem;
 use crate::wanted::Family;
 
@@ -38,8 +38,7 @@ pub(super) fn usable(facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) ->
     usable
 }
 
-/// Interfaces of the site's own network.
-pub(super) fn inner(facts: &Facts, seen: &Seen) -> BTreeSet<String> {
+pub(super) fn devices(facts: &Facts, seen: &Seen) -> Devices {
     let is_inner = |address| {
         facts.lan.contains(&address) || facts.local.iter().any(|prefix| prefix.contains(address))
     };
@@ -49,13 +48,15 @@ pub(super) fn inner(facts: &Facts, seen: &Seen) -> BTreeSet<String> {
         .filter(|own| is_inner(own.address))
         .map(|own| own.index)
         .collect();
-    seen.links
-        .iter()
-        .filter(|(name, link)| {
-            **name != facts.tun && *name != "lo" && indexes.contains(&link.index)
-        })
-        .map(|(name, _)| name.clone())
-        .collect()
+    let inner = seen.links.iter().filter(|(name, link)| {
+        **name != facts.tun && *name != "lo" && indexes.contains(&link.index)
+    });
+    Devices {
+        tun: seen.links.get(&facts.tun).map_or(0, |link| link.index),
+        inner: inner
+            .map(|(name, link)| (name.clone(), link.index))
+            .collect(),
+    }
 }
 
 pub(super) fn refusal(refused: &Refused) -> Problem {

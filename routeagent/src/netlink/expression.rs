@@ -32,6 +32,13 @@ fn term(term: &Term) -> Vec<Expression> {
     match term {
         Term::Input { is, device } => name(MetaKey::Iifname, *is, device),
         Term::Output { is, device } => name(MetaKey::Oifname, *is, device),
+        Term::From { is, index } => {
+            vec![load(MetaKey::Iif), compare(*is, index.to_ne_bytes().into())]
+        }
+        Term::To(index) => vec![
+            load(MetaKey::Oif),
+            compare(true, index.to_ne_bytes().into()),
+        ],
         Term::Source(set) => looked_up(*set, 12, 8),
         Term::Destination(set) => looked_up(*set, 16, 24),
         Term::OwnSource => is_own(FIB_SOURCE, true),

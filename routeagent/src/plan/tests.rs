@@ -62,26 +62,24 @@ table inet causeway {
 \t\ttype ipv6_addr
 \t\tflags interval
 \t}
-\tchain forged {
+\tchain passing {
 \t\ttype filter hook prerouting priority -300; policy accept;
-\t\tiifname != \"cw0\" iifname != \"lan\" ip saddr @local4 ip daddr @mesh4 fib saddr . iif oif missing counter drop
-\t\tiifname != \"cw0\" iifname != \"lan\" ip6 saddr @local6 ip6 daddr @mesh6 fib saddr . iif oif missing counter drop
-\t}
-\tchain untracked {
-\t\ttype filter hook prerouting priority -300; policy accept;
-\t\tiifname \"cw0\" ip saddr @mesh4 ip daddr @local4 fib daddr type != local notrack
-\t\tiifname != \"cw0\" ip saddr @local4 ip daddr @mesh4 fib daddr type != local notrack
-\t\tiifname \"cw0\" ip6 saddr @mesh6 ip6 daddr @local6 fib daddr type != local notrack
-\t\tiifname != \"cw0\" ip6 saddr @local6 ip6 daddr @mesh6 fib daddr type != local notrack
+\t\tiif 7 ip saddr @mesh4 ip daddr @local4 fib daddr type != local notrack accept
+\t\tiif 7 ip6 saddr @mesh6 ip6 daddr @local6 fib daddr type != local notrack accept
+\t\tiif 7 accept
+\t\tiif != 3 ip saddr @local4 ip daddr @mesh4 fib saddr . iif oif missing counter drop
+\t\tiif != 3 ip6 saddr @local6 ip6 daddr @mesh6 fib saddr . iif oif missing counter drop
+\t\tip saddr @local4 ip daddr @mesh4 fib daddr type != local notrack
+\t\tip6 saddr @local6 ip6 daddr @mesh6 fib daddr type != local notrack
 \t}
 \tchain arriving {
 \t\ttype filter hook prerouting priority -150; policy accept;
-\t\tiifname != \"cw0\" udp dport 7800 fib daddr type local meta mark set meta mark | 0x00001000
+\t\tiif != 7 udp dport 7800 fib daddr type local meta mark set meta mark | 0x00001000
 \t}
 \tchain entering {
 \t\ttype filter hook forward priority -150; policy accept;
-\t\tiifname \"cw0\" accept
-\t\tiifname \"lan\" accept
+\t\tiif 7 accept
+\t\tiif 3 accept
 \t\tip saddr @mesh4 counter drop
 \t\tip6 saddr @mesh6 counter drop
 \t}
@@ -92,8 +90,8 @@ table inet causeway {
 \t}
 \tchain leaving {
 \t\ttype filter hook postrouting priority 300; policy accept;
-\t\toifname \"cw0\" accept
-\t\toifname \"lo\" accept
+\t\toif 7 accept
+\t\toif 1 accept
 \t\tmeta mark & 0x00001000 == 0x00001000 accept
 \t\tip daddr @mesh4 counter drop
 \t\tip6 daddr @mesh6 counter drop
@@ -102,7 +100,11 @@ table inet causeway {
 ";
 
 fn plan(facts: &Facts, settings: &Settings) -> Wanted {
-    super::plan(facts, &["lan".to_owned()].into(), settings)
+    let devices = Devices {
+        tun: 7,
+        inner: [("lan".to_owned(), 3)].into(),
+    };
+    super::plan(facts, &devices, settings)
 }
 
 #[test]
@@ -117,7 +119,7 @@ fn a_gateway_wants_this() {
 #[test]
 fn where_the_sites_network_is_not_known_sources_are_not_judged() {
     let facts = facts(&["10.2.0.0/16"]);
-    let text = super::plan(&facts, &BTreeSet::new(), &Settings::default()).to_string();
+    let text = super::plan(&facts, &Devices::default(), &Settings::default()).to_string();
     assert!(!text.contains("saddr @mesh4 counter drop"), "{text}");
     assert!(!text.contains("conf.all.rp_filter"), "{text}");
 }
