@@ -5,6 +5,7 @@
 //! counts for is judged by the ledger as it is now, again with every entry that changes it.
 
 mod chain;
+mod event;
 mod memory;
 mod owners;
 mod problem;
@@ -26,6 +27,7 @@ use crate::prefix::overlap;
 use crate::record::{Member, Presence};
 
 pub use chain::{Verified, check_use};
+pub use event::Event;
 pub use owners::RefusedAddress;
 pub use problem::Problem;
 pub use refusal::{EntryRefusal, MemberRefusal};
@@ -55,24 +57,6 @@ pub enum Taken {
     New,
     /// Nothing has changed.
     Known,
-}
-
-/// What has changed since the last look; the state itself is read from the [`Mesh`].
-/// Revocations come first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Event {
-    /// Its key, its grant or its site was revoked.
-    NodeRevoked(PublicKey),
-    /// It counts for nothing while the ledger is forked or another holds the same use.
-    NodeHidden(PublicKey),
-    NodeWithdrawn(PublicKey),
-    /// Its record was dropped.
-    NodeForgotten(PublicKey),
-    /// It is new, or its record is, or it is back.
-    NodeChanged(PublicKey),
-    PrefixesChanged,
-    BrokersChanged,
-    ProblemsChanged,
 }
 
 impl Mesh {
@@ -557,19 +541,6 @@ impl Events {
             self.of_node.remove(&node);
         }
         Some(event)
-    }
-}
-
-impl Event {
-    fn node(self) -> Option<PublicKey> {
-        match self {
-            Event::NodeRevoked(node)
-            | Event::NodeHidden(node)
-            | Event::NodeWithdrawn(node)
-            | Event::NodeForgotten(node)
-            | Event::NodeChanged(node) => Some(node),
-            Event::PrefixesChanged | Event::BrokersChanged | Event::ProblemsChanged => None,
-        }
     }
 }
 
