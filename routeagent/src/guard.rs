@@ -125,7 +125,6 @@ pub fn table(facts: &Facts, devices: &Devices, settings: &Settings) -> Table {
         sets.insert(SetName::Local(family), spans(&facts.local, family));
     }
     let chains = vec![
-        passing(devices),
         arriving(facts, settings, devices),
         entering(devices),
         sources(&facts.tun),
@@ -134,12 +133,18 @@ pub fn table(facts: &Facts, devices: &Devices, settings: &Settings) -> Table {
     Table { sets, chains }
 }
 
+/// One chain for all that arrives, since each chain costs time for every packet.
+///
 /// What is only passed on may come back through a sibling: no conntrack shall call it invalid.
 ///
 /// The far side takes what comes from this site's prefixes for good, so nobody else may lead it into
 /// the tunnel. A site may have more networks than that of its gateways' addresses: where one lies is
 /// known by the way back to it. (Older kernels look that up in this hook only.)
-fn passing(devices: &Devices) -> Chain {
+///
+/// Outer datagrams whose source lies in another site's prefix did not come through the tunnel; with
+/// the mark the check of reverse paths knows.
+fn arriving(facts: &Facts, settings: &Settings, devices: &Devices) -> Chain {
+    let (value, mask) = settings.fwmark;
     let untracked = |from: SetName, to: SetName| {
         [
             Term::Source(from),
@@ -170,32 +175,20 @@ fn passing(devices: &Devices) -> Chain {
         .map(|family| Rule(untracked(SetName::Local(family), SetName::Mesh(family)).into()));
     let mut rules = Vec::from(from_tunnel);
     rules.push(Rule(vec![from(true, devices.tun), Term::Accept]));
+    rules.push(Rule(vec![
+        Term::UdpTo(facts.listen_port),
+        Term::DestinationIsOwn(true),
+        Term::Mark(value, mask),
+        Term::Accept,
+    ]));
     rules.extend(forged);
     rules.extend(into_tunnel);
-    Chain {
-        name: "passing",
-        kind: "filter",
-        hook: Hook::Prerouting,
-        priority: RAW,
-        rules,
-    }
-}
-
-/// Outer datagrams whose source lies in another site's prefix did not come through the tunnel; with
-/// the mark the check of reverse paths knows.
-fn arriving(facts: &Facts, settings: &Settings, devices: &Devices) -> Chain {
-    let (value, mask) = settings.fwmark;
     Chain {
         name: "arriving",
         kind: "filter",
         hook: Hook::Prerouting,
-        priority: MANGLE,
-        rules: vec![Rule(vec![
-            from(false, devices.tun),
-            Term::UdpTo(facts.listen_port),
-            Term::DestinationIsOwn(true),
-            Term::Mark(value, mask),
-        ])],
+        priority: RAW,
+        rules,
     }
 }
 

@@ -161,7 +161,7 @@ pub const WHOLE: &str = "set -e; \
     ip $family route show table main | grep -q '^unreachable .*proto 199.* metric 4294967295'; \
     done; \
     nft list chain inet causeway leaving | grep -q 'ip6 daddr @mesh6.*drop'; \
-    nft list chain inet causeway passing | grep -q notrack; \
+    nft list chain inet causeway arriving | grep -q notrack; \
     nft list chain inet causeway sources | grep -q snat; \
     nft list set inet causeway mesh4 | grep -q 10.2.0.0/16";
 

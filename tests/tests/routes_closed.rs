@@ -181,7 +181,7 @@ fn own_sources_from_outside_are_not_led_into_the_mesh_and_a_second_network_is() 
         }
     };
     let dropped = || {
-        let list = "nft list chain inet causeway passing | grep -c 'packets [1-9]'";
+        let list = "nft list chain inet causeway arriving | grep -c 'packets [1-9]'";
         let counted = kernel.node.sh(list).unwrap_or_default();
         counted.trim() == "2"
     };
@@ -207,7 +207,7 @@ fn own_sources_from_outside_are_not_led_into_the_mesh_and_a_second_network_is() 
     handle.stop();
     kernel
         .node
-        .run("nft", &["flush", "chain", "inet", "causeway", "passing"])
+        .run("nft", &["flush", "chain", "inet", "causeway", "arriving"])
         .unwrap();
     wait_for("them without the rule", LIMIT, || {
         send_all(&kernel.world, forged);

@@ -62,19 +62,16 @@ table inet causeway {
 \t\ttype ipv6_addr
 \t\tflags interval
 \t}
-\tchain passing {
+\tchain arriving {
 \t\ttype filter hook prerouting priority -300; policy accept;
 \t\tiif 7 ip saddr @mesh4 ip daddr @local4 fib daddr type != local notrack accept
 \t\tiif 7 ip6 saddr @mesh6 ip6 daddr @local6 fib daddr type != local notrack accept
 \t\tiif 7 accept
+\t\tudp dport 7800 fib daddr type local meta mark set meta mark | 0x00001000 accept
 \t\tiif != 3 ip saddr @local4 ip daddr @mesh4 fib saddr . iif oif missing counter drop
 \t\tiif != 3 ip6 saddr @local6 ip6 daddr @mesh6 fib saddr . iif oif missing counter drop
 \t\tip saddr @local4 ip daddr @mesh4 fib daddr type != local notrack
 \t\tip6 saddr @local6 ip6 daddr @mesh6 fib daddr type != local notrack
-\t}
-\tchain arriving {
-\t\ttype filter hook prerouting priority -150; policy accept;
-\t\tiif != 7 udp dport 7800 fib daddr type local meta mark set meta mark | 0x00001000
 \t}
 \tchain entering {
 \t\ttype filter hook forward priority -150; policy accept;
