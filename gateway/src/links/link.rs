@@ -27,9 +27,11 @@ use super::{Change, Counters, Event, Gateway, LinkStatus, Why};
 /// A probe that only asks for a path's life.
 const SMALL_PROBE: u16 = 128;
 
-/// Who was cleared of a word is not asked again for so long, whoever repeats it: under losses one
-/// inquiry after the other would take a healthy gateway out in the end.
+/// Who was cleared of a word is not asked again and again, whoever repeats it: under losses one
+/// inquiry after the other would take a healthy gateway out in the end. A few are free: words of
+/// who was cut off wait in its kernel until it is back, and the next one may be true.
 const INQUIRIES_APART: Duration = Duration::from_secs(5);
+const FREE_INQUIRIES: u32 = 6;
 
 pub(super) struct Link {
     pub(super) of: PublicKey,
@@ -50,8 +52,8 @@ pub(super) struct Link {
     boots: Boots,
     watch: Watch,
     inquiry: Option<Inquiry>,
-    /// When it answered the last one.
-    cleared_at: Option<Duration>,
+    /// Every time it was cleared puts this off by [`INQUIRIES_APART`].
+    cleared_until: Duration,
     /// When it was taken out because nothing cleared it of a word.
     accused_at: Option<Duration>,
     /// The boot that said goodbye.
@@ -98,7 +100,7 @@ impl Link {
             boots: Boots::default(),
             watch: Watch::default(),
             inquiry: None,
-            cleared_at: None,
+            cleared_until: Duration::ZERO,
             accused_at: None,
             left: None,
             pings: Pings::default(),
@@ -185,7 +187,7 @@ impl Link {
 
     /// A sibling of it says that it is dead.
     pub(super) fn handle_word(&mut self, now: Duration) {
-        let is_again = self.cleared_at.is_some_and(|at| now < at + INQUIRIES_APART);
+        let is_again = self.cleared_until > now + INQUIRIES_APART * (FREE_INQUIRIES - 1);
         if self.state.is_ok() && self.inquiry.is_none() && !is_again {
             let wait = self.paths.rtt().map(Rtt::limit);
             self.inquiry = Some(Inquiry::new(wait, now));
@@ -384,7 +386,7 @@ impl Link {
                 self.hears.forget();
                 self.left = self.left.filter(|left| *left == hello.boot);
                 self.inquiry = None;
-                self.cleared_at = None;
+                self.cleared_until = Duration::ZERO;
                 self.accused_at = None;
                 self.is_other_boot = true;
                 self.shut_out = ShutOut::default();
@@ -501,7 +503,9 @@ impl Link {
         if let Some(is_dead) = inquiry.and_then(|inquiry| inquiry.verdict(now)) {
             self.inquiry = None;
             self.accused_at = is_dead.then_some(now);
-            self.cleared_at = (!is_dead).then_some(now);
+            if !is_dead {
+                self.cleared_until = self.cleared_until.max(now) + INQUIRIES_APART;
+            }
         }
         let are_two = self.boots.are_two(now);
         if are_two && !self.were_two {

@@ -83,6 +83,29 @@ fn a_false_accusation_at_300_ms_round_trip_is_cleared() {
 }
 
 #[test]
+fn a_false_word_does_not_keep_the_next_true_one_from_being_believed() {
+    let mut wire = sites(NEAR, 4);
+    wire.load.clear();
+    wire.run(ms(15_000));
+    let word = Control::Word(Word {
+        accused: *identity(0).public().as_bytes(),
+        boot: 1000,
+    });
+    for _ in 0..3 {
+        let of = (&identity(1).public(), &identity(2).public());
+        wire.control(1, 2, control::packet(&word, of.0, of.1, 0));
+        wire.run(ms(50));
+    }
+    wire.run(ms(2000));
+    let died = wire.now;
+    wire.kill(0);
+    wire.run(ms(2000));
+    let (after, why) = wire.went_down(2, 0, died).unwrap();
+    assert_eq!(why, Why::Accused);
+    assert!(after <= ms(600), "{after:?}");
+}
+
+#[test]
 fn a_word_that_is_repeated_without_end_takes_nobody_out_under_losses() {
     let mut down = 0;
     for seed in 0..10 {
