@@ -188,6 +188,7 @@ impl Control {
                 .map_or(1, usize::from)
                 .min(DEFAULT_THREADS)
         });
+        SocketGroup::check(settings.listen, PathMtu::Probe)?;
         let lock = TunLock::take(&settings.tun)?;
         let tun = Tun::take_over_under(
             lock.clone(),

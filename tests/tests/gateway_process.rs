@@ -235,6 +235,8 @@ fn a_port_of_another_program_is_refused_and_nothing_of_it_is_lost() {
         .within(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 51820)).unwrap())
         .unwrap();
     refused(machine.command("one")).assert_refused(&["51820", "ss -lunp"]);
+    let left = machine.namespace.run("ip", &["link", "show", "causeway0"]);
+    assert!(left.is_err(), "{left:?}");
     drop(taken);
     machine.start("one");
 }
