@@ -275,7 +275,11 @@ fn a_gateway_restarted_in_place_carries_within_a_second() {
 
 #[test]
 fn a_direction_that_died_is_noticed_on_both_sides() {
-    let Some(mesh) = up("oneway") else { return };
+    if skip("a_direction_that_died", &["nft"]) {
+        return;
+    }
+    // Of two gateways the one that was down carries nothing for half a minute.
+    let mesh = Mesh::up("oneway", &[PLANS[0], PLANS[0]]).unwrap();
     for (from, to) in [("g11", "g21"), ("g21", "g11")] {
         // Load in the direction that lives only: its sender must notice, too.
         let (busy_from, busy_to) = if from == "g11" { (1, 0) } else { (0, 1) };

@@ -344,7 +344,10 @@ impl Liveness {
         self.remote_heard().is_some_and(|heard| {
             let current = limit(self.announced.interval);
             let knows = heard.number >= self.announced.since;
-            let allowed = if knows {
+            let allowed = if self.last_life == Life::NotHeard {
+                // A longer interval allows more, and is no sign of life.
+                current.min(limit(BUSY))
+            } else if knows {
                 current
             } else {
                 current.max(limit(self.announced.before))

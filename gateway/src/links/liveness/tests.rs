@@ -238,6 +238,30 @@ fn other_things_that_are_heard_do_not_stand_for_lost_hellos() {
 }
 
 #[test]
+fn who_is_not_heard_stays_so_when_the_load_ends() {
+    for seed in 0..20 {
+        let mut pair = Pair::settled(true, seed);
+        pair.keep(true);
+        // Not heard just before the link counts as idle.
+        pair.run(ms(940), |_, _| false);
+        let mut since = None;
+        for at in 0..100 {
+            pair.run(ms(50), |from, _| from == 0);
+            match (pair.lives[0], since) {
+                (Life::NotHeard, None) => since = Some(at),
+                (life, Some(_)) => assert_eq!(life, Life::NotHeard, "seed {seed}"),
+                (_, None) => {}
+            }
+        }
+        assert!(since.is_some());
+        // What is heard again is heard, also at the pace of an idle link.
+        pair.run(ms(10_000), |from, _| from == 0);
+        pair.run(ms(4000), |_, _| false);
+        assert_eq!(pair.lives, [Life::Alive; 2], "seed {seed}");
+    }
+}
+
+#[test]
 fn a_hello_that_is_older_than_the_last_says_nothing() {
     let mut end = Liveness::new(1, false);
     end.handle_session(ms(0));
