@@ -94,7 +94,28 @@ impl Mesh {
         let mut mesh = Mesh::at_rest(tag, plans)?;
         mesh.start_gateways()?;
         mesh.wait_until_up(PATIENCE)?;
+        mesh.wait_for_neighbours()?;
         Ok(mesh)
+    }
+
+    /// Nobody asks for neighbours with an address that the kernel's one worker for all namespaces
+    /// has not come round to yet: the first packet of IPv6 would wait for a second.
+    fn wait_for_neighbours(&self) -> Result<()> {
+        for site in &self.sites {
+            let gateways = site.gateways.iter().map(|gateway| &gateway.namespace);
+            for namespace in gateways.chain([&site.worker]) {
+                let usable = || {
+                    let lists = ["-6 address show scope link", "-6 address show tentative"];
+                    let [all, tentative] = lists.map(|words| {
+                        let words: Vec<&str> = words.split(' ').collect();
+                        namespace.run("ip", &words).unwrap_or_default()
+                    });
+                    all.contains("fe80") && tentative.is_empty()
+                };
+                wait_for("link-local addresses", PATIENCE, usable)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn start_broker(&mut self) -> Result<()> {
