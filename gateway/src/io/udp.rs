@@ -90,20 +90,6 @@ impl SocketGroup {
         SocketGroup::bind_to(any(port), threads, fwmark, PathMtu::Omit, without)
     }
 
-    /// Fails if it could not be bound now: to be called before anything is made that would be left
-    /// behind then.
-    pub fn check(listen: SocketAddr, path_mtu: PathMtu) -> Result<(), SocketError> {
-        let failed = |step| {
-            move |error| SocketError {
-                listen,
-                step,
-                error,
-            }
-        };
-        let socket = UdpSocket::open(listen, path_mtu, &[]).map_err(failed("socket"))?;
-        socket.bind(listen).map_err(failed("bind"))
-    }
-
     /// The same on one address. `[::]` is all addresses of both families, `0.0.0.0` all of IPv4.
     pub fn bind_to(
         listen: SocketAddr,
@@ -152,6 +138,20 @@ impl SocketGroup {
             control,
             steered,
         })
+    }
+
+    /// Fails if the address could not be bound now: to be called before anything is made that would
+    /// be left behind then.
+    pub fn check(listen: SocketAddr, path_mtu: PathMtu) -> Result<(), SocketError> {
+        let failed = |step| {
+            move |error| SocketError {
+                listen,
+                step,
+                error,
+            }
+        };
+        let socket = UdpSocket::open(listen, path_mtu, &[]).map_err(failed("socket"))?;
+        socket.bind(listen).map_err(failed("bind"))
     }
 }
 
