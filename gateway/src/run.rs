@@ -60,7 +60,7 @@ const WORKERS: usize = 2;
 /// Longest that what has come keeps timers waiting.
 const BATCH: Duration = Duration::from_millis(5);
 const QUESTIONS: usize = 64;
-/// Longest that those who answer are waited for before we call ourselves ready.
+/// Longest that those who answer, and the kernel, are waited for before we call ourselves ready.
 const READY_AT_LAST: Duration = Duration::from_secs(2);
 /// Whoever has not answered by then may be away.
 const ANSWERED_BY: Duration = Duration::from_millis(700);
@@ -428,7 +428,8 @@ impl Daemon {
             Err(links::Why::NoAnswer | links::Why::NoAddress | links::Why::Goodbye) => waited,
             Err(_) => false,
         });
-        if is_late || (are_up && !statuses.is_empty()) {
+        let is_set = are_up && !statuses.is_empty() && self.routes.are_applied();
+        if is_late || is_set {
             let up = statuses.iter().filter(|link| link.state.is_ok()).count();
             tracing::info!(links = statuses.len(), up, "ready");
             self.is_ready.store(true, Ordering::Relaxed);

@@ -58,6 +58,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Handle {
     problems: watch::Receiver<Vec<Problem>>,
+    applied: watch::Receiver<Option<Arc<Facts>>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -72,6 +73,7 @@ pub fn start(
     need_privilege()?;
     let lock = Lock::take()?;
     let (problems_out, problems) = watch::channel(vec![]);
+    let (applied_out, applied) = watch::channel(None);
     let (stop, stopped) = oneshot::channel();
     let (ready_out, ready) = std::sync::mpsc::channel();
     let thread = std::thread::Builder::new()
@@ -86,7 +88,7 @@ pub fn start(
                 Err(error) => return drop(ready_out.send(Err(error.into()))),
             };
             runtime.block_on(async {
-                match Agent::new(settings, facts, problems_out) {
+                match Agent::new(settings, facts, (problems_out, applied_out)) {
                     Ok(agent) => {
                         let _ = ready_out.send(Ok(()));
                         agent.run(stopped).await;
@@ -100,6 +102,7 @@ pub fn start(
         .map_err(|_| io::Error::other("the thread for the routes ended"))??;
     Ok(Handle {
         problems,
+        applied,
         stop: Some(stop),
         thread: Some(thread),
     })
@@ -108,6 +111,14 @@ pub fn start(
 impl Handle {
     pub fn problems(&self) -> watch::Receiver<Vec<Problem>> {
         self.problems.clone()
+    }
+
+    /// Whether the kernel was brought in line with these very facts, as far as it could be.
+    pub fn has_applied(&self, facts: &Arc<Facts>) -> bool {
+        let applied = self.applied.borrow();
+        applied
+            .as_ref()
+            .is_some_and(|done| Arc::ptr_eq(done, facts))
     }
 
     /// Ends the watch and leaves the kernel as it is.
@@ -140,6 +151,7 @@ struct Agent {
     settings: Settings,
     facts: watch::Receiver<Option<Arc<Facts>>>,
     problems: watch::Sender<Vec<Problem>>,
+    applied: watch::Sender<Option<Arc<Facts>>>,
     handle: rtnetlink::Handle,
     events: Events,
     nft: Result<Nft, io::Error>,
@@ -151,6 +163,12 @@ struct Agent {
     /// What the last repair was about.
     fought: String,
 }
+
+/// What the holder of the handle hears.
+type Told = (
+    watch::Sender<Vec<Problem>>,
+    watch::Sender<Option<Arc<Facts>>>,
+);
 
 /// Everything that a look sees.
 struct Seen {
@@ -164,7 +182,7 @@ impl Agent {
     fn new(
         settings: Settings,
         facts: watch::Receiver<Option<Arc<Facts>>>,
-        problems: watch::Sender<Vec<Problem>>,
+        (problems, applied): Told,
     ) -> Result<Agent, StartError> {
         // Before the first look: nothing may change unseen in between.
         let events = Events::new()?;
@@ -174,6 +192,7 @@ impl Agent {
             settings,
             facts,
             problems,
+            applied,
             handle,
             events,
             nft: Nft::new(),
@@ -256,6 +275,7 @@ impl Agent {
             *told = problems;
             changed
         });
+        self.applied.send_replace(Some(facts));
         wait
     }
 

@@ -89,13 +89,26 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// The same with every gateway started and every link up.
+    /// The same with every gateway started and ready, and every link up.
     pub fn up(tag: &str, plans: &[Plan]) -> Result<Mesh> {
         let mut mesh = Mesh::at_rest(tag, plans)?;
         mesh.start_gateways()?;
         mesh.wait_until_up(PATIENCE)?;
+        mesh.wait_until_ready()?;
         mesh.wait_for_neighbours()?;
         Ok(mesh)
+    }
+
+    /// Links come up before the kernels forward.
+    fn wait_until_ready(&self) -> Result<()> {
+        for gateway in self.sites.iter().flat_map(|site| &site.gateways) {
+            let is_ready = || {
+                let status = gateway.status();
+                status.is_ok_and(|status| status["ready"] == true)
+            };
+            wait_for("a gateway is ready", PATIENCE, is_ready)?;
+        }
+        Ok(())
     }
 
     /// Nobody asks for neighbours with an address that the kernel's one worker for all namespaces

@@ -71,6 +71,13 @@ impl Routes {
         });
     }
 
+    /// Whether the kernel forwards what it was last told of, or it is known why not.
+    pub(super) fn are_applied(&self) -> bool {
+        let told = self.told.borrow();
+        told.as_ref()
+            .is_some_and(|facts| self.agent.has_applied(facts))
+    }
+
     pub(super) fn problems(&self) -> Vec<Problem> {
         let problems = self.agent.problems().borrow().clone();
         let shown = problems.into_iter().map(|problem| Problem {
