@@ -14,7 +14,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use proto::entry::StoreId;
-use proto::key::{PublicKey, SigningKey};
+use proto::key::{PublicKey, SigningKey, WireguardKey};
+use proto::lan::PairKey;
 use thiserror::Error;
 
 use crate::durable;
@@ -182,6 +183,13 @@ impl LocalNode {
 
     pub fn identity_key(&self) -> PublicKey {
         self.identity.public()
+    }
+
+    /// For what is said between this node and another of its site.
+    pub fn pair_key(&self, other: &PublicKey, wireguard: &WireguardKey) -> Option<PairKey> {
+        let shared = self.wireguard.agree(wireguard);
+        let mesh = self.membership.mesh;
+        PairKey::derive(&shared, &mesh, &self.identity_key(), other)
     }
 
     /// The store that counted this node's enrolment.

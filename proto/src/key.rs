@@ -62,6 +62,10 @@ pub enum Domain {
     Records,
     /// The hash over a pair of nodes and a broker that says where the two meet.
     Meeting,
+    /// The hash of an identity that stands for it in what agents and gateways say.
+    LanTag,
+    /// The hash of a gateway's identity that gives the addresses of its probes.
+    LanProbe,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -94,6 +98,8 @@ impl Domain {
             Domain::SiteTag => "causeway 1 site tag",
             Domain::Records => "causeway 1 records",
             Domain::Meeting => "causeway 1 meeting",
+            Domain::LanTag => "causeway 1 lan tag",
+            Domain::LanProbe => "causeway 1 lan probe",
         }
     }
 
@@ -289,7 +295,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const DOMAINS: [Domain; 13] = [
+    const DOMAINS: [Domain; 16] = [
         Domain::Entry,
         Domain::Recovery,
         Domain::RecoveryKey,
@@ -303,6 +309,9 @@ mod tests {
         Domain::ControlAddress,
         Domain::SiteTag,
         Domain::Records,
+        Domain::Meeting,
+        Domain::LanTag,
+        Domain::LanProbe,
     ];
 
     fn key(seed: u8) -> SigningKey {

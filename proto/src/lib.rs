@@ -15,6 +15,7 @@ pub mod frame;
 pub mod hello;
 pub mod key;
 pub mod knowledge;
+pub mod lan;
 pub mod ledger;
 pub mod ledger_file;
 pub mod life;

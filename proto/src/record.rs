@@ -57,6 +57,8 @@ impl Capabilities {
     /// No data with this node but through lanes.
     pub const DEMANDS_LANES: Capabilities = Capabilities(2);
     pub const RELAY: Capabilities = Capabilities(4);
+    /// An agent that is reached by VXLAN.
+    pub const VXLAN: Capabilities = Capabilities(8);
 
     pub fn has(self, other: Capabilities) -> bool {
         self.0 & other.0 == other.0

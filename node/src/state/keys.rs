@@ -23,6 +23,13 @@ impl WireguardSecret {
         WireguardKey::new(x25519::PublicKey::from(&secret).to_bytes())
             .expect("a clamped secret times the base point is of high order")
     }
+
+    /// What both nodes' keys give; all zeros if `other` is a key of low order.
+    pub fn agree(&self, other: &WireguardKey) -> Zeroizing<[u8; 32]> {
+        let secret = x25519::StaticSecret::from(*self.0);
+        let shared = secret.diffie_hellman(&x25519::PublicKey::from(*other.as_bytes()));
+        Zeroizing::new(shared.to_bytes())
+    }
 }
 
 /// Makes both, durable once it returns.
