@@ -6,19 +6,26 @@
 //!                  └─ gateway 2 ──┘
 //! ```
 //! Site S has 10.S.0.0/16 and fd00:0:S::/48. Nothing of these may be seen on the internet: a watch
-//! counts it there from the first second to the last.
+//! counts it there from the first second to the last. Workers that run agents have a router of
+//! their own to the internet, which would carry what they let out in clear to the watch.
 
+mod agent;
 mod crowd;
+mod daemon;
 mod gateway;
+mod layout;
 mod meter;
 mod site;
 mod transfers;
 mod watch;
 
+pub use agent::AgentNode;
 pub use crowd::Crowd;
-pub use gateway::{GatewayNode, Start};
+pub use daemon::{Daemon, Role, Start};
+pub use gateway::GatewayNode;
+pub use layout::{Lan, Layout, Nat, Plan};
 pub use meter::{Meter, Report};
-pub use site::{Nat, Site};
+pub use site::Site;
 pub use transfers::{Transfer, Transfers};
 pub use watch::Watch;
 
@@ -44,24 +51,18 @@ pub struct Mesh {
     pub lab: Lab,
 }
 
-/// What a site is made of.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan {
-    pub gateways: usize,
-    pub nat: Nat,
-}
-
-impl Plan {
-    /// Two gateways with addresses of their own on the internet.
-    pub const OPEN: Plan = Plan {
-        gateways: 2,
-        nat: Nat::None,
-    };
-}
-
 impl Mesh {
-    /// Networks, broker and joined nodes; no gateway runs yet.
-    pub fn at_rest(tag: &str, plans: &[Plan]) -> Result<Mesh> {
+    /// Networks, broker and joined nodes; no gateway and no agent runs yet.
+    pub fn at_rest<L: Copy + Into<Layout>>(tag: &str, layouts: &[L]) -> Result<Mesh> {
+        let mesh = Mesh::strangers(tag, layouts)?;
+        for site in &mesh.sites {
+            site.join(&mesh)?;
+        }
+        Ok(mesh)
+    }
+
+    /// Networks and broker; no machine is a member yet.
+    pub fn strangers<L: Copy + Into<Layout>>(tag: &str, layouts: &[L]) -> Result<Mesh> {
         let lab = Lab::new(tag)?;
         let internet = lab.namespace("internet")?;
         internet.forward()?;
@@ -81,21 +82,32 @@ impl Mesh {
             lab,
         };
         mesh.start_broker()?;
-        for (index, plan) in plans.iter().enumerate() {
-            let number = u8::try_from(index + 1).context("too many sites")?;
-            let site = Site::build(&mesh, number, *plan)?;
-            mesh.sites.push(site);
+        for layout in layouts {
+            mesh.add_site(*layout)?;
         }
         Ok(mesh)
     }
 
-    /// The same with every gateway started and ready, and every link up.
-    pub fn up(tag: &str, plans: &[Plan]) -> Result<Mesh> {
-        let mut mesh = Mesh::at_rest(tag, plans)?;
+    /// One more site of strangers.
+    pub fn add_site(&mut self, layout: impl Into<Layout>) -> Result<&mut Site> {
+        let number = u8::try_from(self.sites.len() + 1).context("too many sites")?;
+        let site = Site::lay(self, number, layout.into())?;
+        self.sites.push(site);
+        self.sites.last_mut().context("a site was added")
+    }
+
+    /// The same as at rest with every daemon started and ready, every link up, and every site
+    /// within reach of every agent.
+    pub fn up<L: Copy + Into<Layout>>(tag: &str, layouts: &[L]) -> Result<Mesh> {
+        let mut mesh = Mesh::at_rest(tag, layouts)?;
         mesh.start_gateways()?;
+        mesh.start_agents()?;
         mesh.wait_until_up(PATIENCE)?;
         mesh.wait_until_ready()?;
-        mesh.wait_for_neighbours()?;
+        mesh.wait_for_agents(PATIENCE)?;
+        for site in &mesh.sites {
+            site.wait_for_neighbours()?;
+        }
         Ok(mesh)
     }
 
@@ -107,26 +119,6 @@ impl Mesh {
                 status.is_ok_and(|status| status["ready"] == true)
             };
             wait_for("a gateway is ready", PATIENCE, is_ready)?;
-        }
-        Ok(())
-    }
-
-    /// Nobody asks for neighbours with an address that the kernel's one worker for all namespaces
-    /// has not come round to yet: the first packet of IPv6 would wait for a second.
-    fn wait_for_neighbours(&self) -> Result<()> {
-        for site in &self.sites {
-            let gateways = site.gateways.iter().map(|gateway| &gateway.namespace);
-            for namespace in gateways.chain([&site.worker]) {
-                let usable = || {
-                    let lists = ["-6 address show scope link", "-6 address show tentative"];
-                    let [all, tentative] = lists.map(|words| {
-                        let words: Vec<&str> = words.split(' ').collect();
-                        namespace.run("ip", &words).unwrap_or_default()
-                    });
-                    all.contains("fe80") && tentative.is_empty()
-                };
-                wait_for("link-local addresses", PATIENCE, usable)?;
-            }
         }
         Ok(())
     }
@@ -149,6 +141,35 @@ impl Mesh {
             }
         }
         Ok(())
+    }
+
+    pub fn start_agents(&mut self) -> Result<()> {
+        let agents = self.sites.iter_mut().flat_map(|site| &mut site.agents);
+        for agent in agents {
+            agent.start()?;
+        }
+        Ok(())
+    }
+
+    /// Until every agent that runs hears every gateway of its site that runs, and reaches every
+    /// other site by each of them.
+    pub fn wait_for_agents(&self, limit: Duration) -> Result<Duration> {
+        let sites: Vec<&str> = self.sites.iter().map(|site| site.name.as_str()).collect();
+        let begin = Instant::now();
+        loop {
+            let missing: Vec<String> = self
+                .sites
+                .iter()
+                .flat_map(|site| site.missing(&sites))
+                .collect();
+            if missing.is_empty() {
+                return Ok(begin.elapsed());
+            }
+            if begin.elapsed() > limit {
+                bail!("agents not up within {limit:?}: {}", missing.join("; "));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn gateway(&mut self, site: usize, gateway: usize) -> &mut GatewayNode {
