@@ -1,7 +1,7 @@
 //! Which gateways there are to be linked with, and what the node's own kernel has to know: read
 //! from the verified view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ip_network::IpNetwork;
@@ -11,7 +11,7 @@ use proto::key::PublicKey;
 use proto::ledger::{PrefixState, Standing};
 use proto::name::Name;
 use proto::prefix::overlap;
-use routeagent::facts::{Facts, Remote};
+use routeagent::facts::{Exit, Facts, Remote, Vxlan};
 
 use crate::links::{Carriers, Carry, Gateway, Roster};
 
@@ -59,11 +59,20 @@ pub fn facts(
     mtus: &BTreeMap<PublicKey, u16>,
 ) -> Facts {
     let mut facts = Facts {
-        tun: tunnel.tun.clone(),
         lan: tunnel.lan.clone(),
-        listen_port: tunnel.listen_port,
         prefixes: BTreeMap::new(),
         local: Vec::new(),
+        services: Vec::new(),
+        exit: Exit::Tunnel(routeagent::facts::Tunnel {
+            tun: tunnel.tun.clone(),
+            listen_port: tunnel.listen_port,
+            agents: BTreeMap::new(),
+            vxlan: Vxlan {
+                port: VXLAN_PORT,
+                own: view.identity,
+            },
+            probes: Vec::new(),
+        }),
     };
     let in_force = view
         .prefixes
@@ -72,10 +81,12 @@ pub fn facts(
     for owned in in_force {
         if owned.site == view.site {
             facts.local.push(owned.prefix);
+            facts.services.extend(owned.service.then_some(owned.prefix));
         } else {
             let remote = Remote {
                 site: owned.site.clone(),
                 mtu: mtu_of(&owned.site, carriers, mtus),
+                by: BTreeSet::new(),
             };
             facts.prefixes.insert(owned.prefix, remote);
         }
@@ -104,7 +115,12 @@ fn close(view: &View, facts: &mut Facts) {
         closed.extend(parts.map(|part| (part, site.clone())));
     }
     for (prefix, site) in closed {
-        facts.prefixes.insert(prefix, Remote { site, mtu: None });
+        let nobody = Remote {
+            site,
+            mtu: None,
+            by: BTreeSet::new(),
+        };
+        facts.prefixes.insert(prefix, nobody);
     }
 }
 
@@ -130,6 +146,9 @@ fn closed_parts(prefix: IpNetwork, local: &[IpNetwork]) -> Vec<IpNetwork> {
     let parts = halves.into_iter().map(|half| closed_parts(half, local));
     parts.flatten().collect()
 }
+
+/// UDP, where no other is asked for.
+pub const VXLAN_PORT: u16 = 7803;
 
 /// What is fixed for the life of the process, save the addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]

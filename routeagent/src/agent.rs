@@ -19,7 +19,7 @@ use crate::netlink::rule::Rules;
 use crate::netlink::{Refused, link, route, rule};
 use crate::plan::plan;
 use crate::problem::Problem;
-use crate::settings::{ALIAS, Settings};
+use crate::settings::{ALIAS, Settings, VXLAN_DEVICE};
 use crate::sysctl::{self, Memory};
 use crate::wanted::{Wanted, Way};
 
@@ -164,6 +164,10 @@ struct Agent {
     fought: String,
 }
 
+fn tun(facts: &Facts) -> Option<&str> {
+    facts.tunnel().map(|tunnel| tunnel.tun.as_str())
+}
+
 /// What the holder of the handle hears.
 type Told = (
     watch::Sender<Vec<Problem>>,
@@ -295,7 +299,7 @@ impl Agent {
             },
             devices: links
                 .iter()
-                .filter(|(name, link)| link.up && **name == facts.tun)
+                .filter(|(name, link)| link.up && Some(name.as_str()) == tun(facts))
                 .map(|(name, _)| name.clone())
                 .collect(),
         };
@@ -434,11 +438,12 @@ impl Agent {
 
     /// By its alias the interface is known as ours, whatever its name, when everything is taken away.
     async fn mark_tun(&self, facts: &Facts, seen: &Seen) {
-        if let Some(link) = seen.links.get(&facts.tun)
+        if let Some(tun) = tun(facts)
+            && let Some(link) = seen.links.get(tun)
             && link.alias.as_deref() != Some(ALIAS)
             && let Err(refused) = link::set_alias(&self.handle, link, ALIAS).await
         {
-            tracing::debug!(%refused, interface = facts.tun, "the interface gets no alias");
+            tracing::debug!(%refused, interface = tun, "the interface gets no alias");
         }
     }
 
@@ -448,7 +453,7 @@ impl Agent {
                 &wanted.sysctls,
                 self.settings.set_sysctls,
                 memory,
-                &facts.tun,
+                tun(facts).unwrap_or(VXLAN_DEVICE),
             )),
             Err(error) => problems.push(Problem::new(
                 format!("what sysctls were before cannot be read: {error}"),

@@ -8,7 +8,7 @@ use ip_network::IpNetwork;
 
 use crate::facts::Facts;
 use crate::plan::{Devices, refusal};
-use crate::settings::Settings;
+use crate::settings::{Settings, VXLAN_DEVICE};
 use crate::wanted::Family;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,7 +127,7 @@ pub fn table(facts: &Facts, devices: &Devices, settings: &Settings) -> Table {
     let chains = vec![
         arriving(facts, settings, devices),
         entering(devices),
-        sources(&facts.tun),
+        sources(facts.tunnel().map_or(VXLAN_DEVICE, |tunnel| &tunnel.tun)),
         leaving(devices, settings),
     ];
     Table { sets, chains }
@@ -175,12 +175,14 @@ fn arriving(facts: &Facts, settings: &Settings, devices: &Devices) -> Chain {
         .map(|family| Rule(untracked(SetName::Local(family), SetName::Mesh(family)).into()));
     let mut rules = Vec::from(from_tunnel);
     rules.push(Rule(vec![from(true, devices.tun), Term::Accept]));
-    rules.push(Rule(vec![
-        Term::UdpTo(facts.listen_port),
-        Term::DestinationIsOwn(true),
-        Term::Mark(value, mask),
-        Term::Accept,
-    ]));
+    rules.extend(facts.tunnel().map(|tunnel| {
+        Rule(vec![
+            Term::UdpTo(tunnel.listen_port),
+            Term::DestinationIsOwn(true),
+            Term::Mark(value, mask),
+            Term::Accept,
+        ])
+    }));
     rules.extend(forged);
     rules.extend(into_tunnel);
     Chain {

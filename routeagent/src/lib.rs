@@ -21,4 +21,4 @@ pub use agent::{Handle, StartError, start};
 pub use cleanup::{Cleaned, CleanupError, cleanup};
 pub use lock::Holder;
 pub use problem::Problem;
-pub use settings::Settings;
+pub use settings::{Settings, VXLAN_DEVICE};

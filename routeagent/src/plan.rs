@@ -20,6 +20,8 @@ const V6_METRIC: u32 = 1024;
 pub struct Devices {
     /// 0 while it is away, which is the index of none.
     pub tun: u32,
+    /// The same of the VXLAN interface.
+    pub vxlan: u32,
     /// Of the site's own network.
     pub inner: BTreeMap<String, u32>,
 }
@@ -35,6 +37,15 @@ pub fn plan(facts: &Facts, devices: &Devices, settings: &Settings) -> Wanted {
         if refusal(facts, *prefix).is_some() {
             continue;
         }
+        let last = Place {
+            table: MAIN_TABLE,
+            prefix: *prefix,
+            metric: LAST_METRIC,
+        };
+        wanted.routes.insert(last, Way::Unreachable);
+        let Some(tunnel) = facts.tunnel() else {
+            continue;
+        };
         let network = prefix.network_address();
         let metric = if network.is_ipv4() { 0 } else { V6_METRIC };
         let source = facts
@@ -55,18 +66,12 @@ pub fn plan(facts: &Facts, devices: &Devices, settings: &Settings) -> Wanted {
                 metric,
             };
             let way = Way::Device {
-                device: facts.tun.clone(),
+                device: tunnel.tun.clone(),
                 source,
                 mtu,
             };
             wanted.routes.insert(place, way);
         }
-        let last = Place {
-            table: MAIN_TABLE,
-            prefix: *prefix,
-            metric: LAST_METRIC,
-        };
-        wanted.routes.insert(last, Way::Unreachable);
     }
     wanted
 }
@@ -124,7 +129,8 @@ fn sysctls(facts: &Facts, devices: &Devices) -> BTreeSet<Sysctl> {
     let mut all = BTreeSet::from([sysctl("net/ipv4/conf/all/src_valid_mark", &["1"], "1")]);
     // Strict filtering drops what a sibling delivers to this node over the LAN. That of all
     // interfaces stays as it is: it would let sources of the mesh in from outside.
-    for device in devices.inner.keys().chain([&facts.tun]) {
+    let tun = facts.tunnel().map(|tunnel| &tunnel.tun);
+    for device in devices.inner.keys().chain(tun) {
         let key = format!("net/ipv4/conf/{device}/rp_filter");
         all.insert(sysctl(&key, &["0", "2"], "2"));
     }

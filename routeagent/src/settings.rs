@@ -6,6 +6,8 @@ pub(crate) const PROTOCOL: u8 = 199;
 pub(crate) const TABLE_NAME: &str = "causeway";
 /// The alias of interfaces that are ours to remove.
 pub(crate) const ALIAS: &str = "causeway";
+/// Between agents and gateways where the site's network refuses addresses of other sites.
+pub const VXLAN_DEVICE: &str = "causeway-vx";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -37,6 +39,16 @@ impl Settings {
     /// Of routes that tell this node's own sockets what fits.
     pub fn own_table(&self) -> u32 {
         self.table.saturating_add(1)
+    }
+
+    /// Of a gateway's routes to agents that use VXLAN.
+    pub fn return_table(&self) -> u32 {
+        self.table.saturating_add(2)
+    }
+
+    /// Of the rule that leads what came out of the tunnel to those agents.
+    pub fn return_rule_priority(&self) -> u32 {
+        self.rule_priority.saturating_sub(2)
     }
 
     /// Of the rule that leads this node's own sockets.

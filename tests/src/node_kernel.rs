@@ -1,15 +1,16 @@
 //! A node of a mesh as far as its kernel goes: a namespace with a LAN, a way out, the route agent in
 //! it, and for its tunnel a wire to the other site.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use ip_network::IpNetwork;
+use proto::key::{PublicKey, SigningKey};
 use proto::name::Name;
-use routeagent::facts::{Facts, Remote};
+use routeagent::facts::{Exit, Facts, Remote, Tunnel, Vxlan};
 use routeagent::{Handle, Problem, Settings};
 use tokio::sync::watch;
 
@@ -169,26 +170,41 @@ pub fn prefix(text: &str) -> IpNetwork {
     text.parse().expect("a prefix")
 }
 
+/// Of the node with this number.
+pub fn identity(number: u8) -> PublicKey {
+    SigningKey::from_seed(&[number; 32]).public()
+}
+
 /// One remote site with a prefix a family.
 pub fn facts() -> Facts {
     let site: Name = "berlin".parse().expect("a name");
     let remote = Remote {
         site,
         mtu: Some(1380),
+        by: BTreeSet::new(),
     };
     let lan: [IpAddr; 2] = [
         LAN_V4.parse().expect("an address"),
         LAN_V6.parse().expect("an address"),
     ];
     Facts {
-        tun: TUN.to_owned(),
         lan: lan.into(),
-        listen_port: 7800,
         prefixes: BTreeMap::from([
             (prefix("10.2.0.0/16"), remote.clone()),
             (prefix("fd00:2::/32"), remote),
         ]),
         local: vec![prefix("10.1.0.0/16"), prefix("fd00:1::/32")],
+        services: vec![],
+        exit: Exit::Tunnel(Tunnel {
+            tun: TUN.to_owned(),
+            listen_port: 7800,
+            agents: BTreeMap::new(),
+            vxlan: Vxlan {
+                port: 7803,
+                own: identity(1),
+            },
+            probes: vec![],
+        }),
     }
 }
 

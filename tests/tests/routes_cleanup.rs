@@ -204,6 +204,7 @@ fn planned(kernel: &NodeKernel, facts: &Facts, settings: &Settings) -> String {
     };
     let devices = Devices {
         tun: index(TUN),
+        vxlan: 0,
         inner: [(LAN.to_owned(), index(LAN))].into(),
     };
     let mut text = plan(facts, &devices, settings).to_string();

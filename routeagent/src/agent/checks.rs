@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use ip_network::IpNetwork;
 
-use super::{Agent, Seen};
+use super::{Agent, Seen, tun};
 use crate::facts::Facts;
 use crate::netlink::nft::Nft;
 use crate::netlink::{Refused, route};
 use crate::plan::{Devices, overlap, refusal as cut_off};
 use crate::problem::Problem;
+use crate::settings::VXLAN_DEVICE;
 use crate::wanted::Family;
 
 /// The facts without addresses that this node does not have: the kernel refuses routes with them.
@@ -26,12 +27,13 @@ pub(super) fn usable(facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) ->
         }
         there
     });
-    if seen.found.devices.is_empty() {
+    if let Some(tun) = tun(facts)
+        && seen.found.devices.is_empty()
+    {
         problems.push(Problem::new(
-            format!("the interface {} is missing or down", facts.tun),
+            format!("the interface {tun} is missing or down"),
             format!(
-                "the gateway makes it anew within a second; if it is only down: ip link set {} up",
-                facts.tun
+                "the gateway makes it anew within a second; if it is only down: ip link set {tun} up"
             ),
         ).that_stops_traffic());
     }
@@ -48,11 +50,16 @@ pub(super) fn devices(facts: &Facts, seen: &Seen) -> Devices {
         .filter(|own| is_inner(own.address))
         .map(|own| own.index)
         .collect();
+    let index = |name: Option<&str>| {
+        let link = name.and_then(|name| seen.links.get(name));
+        link.map_or(0, |link| link.index)
+    };
     let inner = seen.links.iter().filter(|(name, link)| {
-        **name != facts.tun && *name != "lo" && indexes.contains(&link.index)
+        Some(name.as_str()) != tun(facts) && *name != "lo" && indexes.contains(&link.index)
     });
     Devices {
-        tun: seen.links.get(&facts.tun).map_or(0, |link| link.index),
+        tun: index(tun(facts)),
+        vxlan: index(Some(VXLAN_DEVICE)),
         inner: inner
             .map(|(name, link)| (name.clone(), link.index))
             .collect(),
@@ -127,21 +134,21 @@ impl Agent {
 
     /// Opens other programs' chains if that is wanted, and otherwise tells of them.
     fn check_forward(&self, nft: &Nft, facts: &Facts) -> Result<Vec<Problem>, Refused> {
+        let tun = tun(facts).unwrap_or(VXLAN_DEVICE);
         let mut problems = vec![];
         for chain in nft.forward_chains()? {
             if nft.openings(&chain)?.len() >= 2 {
                 continue;
             }
             if self.settings.open_forward {
-                nft.open(&chain, &facts.tun)?;
+                nft.open(&chain, tun)?;
                 tracing::info!(%chain, "accept rules inserted");
                 continue;
             }
             problems.push(Problem::new(
                 format!("the nft chain {chain} drops forwarded packets that its rules do not accept; mesh traffic may be among them"),
                 format!(
-                    "start with --open-forward, or: nft insert rule {chain} iifname {tun} accept; nft insert rule {chain} oifname {tun} accept",
-                    tun = facts.tun
+                    "start with --open-forward, or: nft insert rule {chain} iifname {tun} accept; nft insert rule {chain} oifname {tun} accept"
                 ),
             ).that_stops_traffic());
         }

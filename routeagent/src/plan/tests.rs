@@ -1,28 +1,44 @@
 use std::net::IpAddr;
 
+use proto::key::{PublicKey, SigningKey};
+
 use super::*;
 use crate::diff::{Change, Found, diff};
-use crate::facts::Remote;
+use crate::facts::{Exit, Remote, Tunnel, Vxlan};
 use crate::guard::FoundTable;
+
+fn key(number: u8) -> PublicKey {
+    SigningKey::from_seed(&[number; 32]).public()
+}
 
 fn remote(mtu: Option<u16>) -> Remote {
     Remote {
         site: "berlin".parse().unwrap(),
         mtu,
+        by: BTreeSet::new(),
     }
 }
 
 fn facts(prefixes: &[&str]) -> Facts {
     let lan: [IpAddr; 2] = ["10.1.0.1".parse().unwrap(), "fd00:1::1".parse().unwrap()];
     Facts {
-        tun: "cw0".to_owned(),
         lan: lan.into(),
-        listen_port: 7800,
         prefixes: prefixes
             .iter()
             .map(|prefix| (prefix.parse().unwrap(), remote(Some(1380))))
             .collect(),
         local: vec!["10.1.0.0/16".parse().unwrap()],
+        services: vec![],
+        exit: Exit::Tunnel(Tunnel {
+            tun: "cw0".to_owned(),
+            listen_port: 7800,
+            agents: BTreeMap::new(),
+            vxlan: Vxlan {
+                port: 7803,
+                own: key(1),
+            },
+            probes: vec![],
+        }),
     }
 }
 
@@ -99,6 +115,7 @@ table inet causeway {
 fn plan(facts: &Facts, settings: &Settings) -> Wanted {
     let devices = Devices {
         tun: 7,
+        vxlan: 0,
         inner: [("lan".to_owned(), 3)].into(),
     };
     super::plan(facts, &devices, settings)
