@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gateway::status::{Refusal, SOCKET};
+use gateway::status::SOCKET;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::header::HOST;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use node::status::Refusal;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 

@@ -9,7 +9,7 @@ pub mod tun;
 pub mod udp;
 pub mod way;
 
-pub use sys::boottime;
+pub use node::boottime;
 
 /// Offloads that can be switched off, by the kernel's refusal or by the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

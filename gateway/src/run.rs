@@ -6,9 +6,7 @@
 mod addresses;
 mod drive;
 mod local;
-mod membership;
 mod metrics;
-mod notify;
 mod pings;
 mod presence;
 mod problems;
@@ -29,7 +27,11 @@ use std::time::Duration;
 use boringtun::x25519;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use node::follow::{self, FollowError, Handle, Timing, View};
+use node::local::signals::Signals;
+use node::local::{LocalSocket, SocketError, notify, serve_local, serve_tcp};
+use node::membership::{self, is_member, is_shut_out};
 use node::state::{StateDir, StateError};
+use node::status::Shown;
 use proto::entry::Role;
 use proto::key::{PublicKey, SigningKey};
 use proto::ledger::Standing;
@@ -42,16 +44,16 @@ use crate::io::{Offload, boottime};
 use crate::links::{self, Links};
 use crate::plane::{self, GRID, MANY, Plane, PlaneError, PlaneEvent};
 use crate::roster;
+use crate::status::{SOCKET, Status};
 use crate::table::Table;
 use drive::Linked;
-use local::{LocalSocket, Question, SocketError};
-use membership::{is_member, is_shut_out};
+use local::Question;
 use pings::Pings;
 use presence::Whereabouts;
 use reflect::Reflection;
 use relayed::Relayed;
 use routes::Routes;
-use stop::{Signals, Stopping};
+use stop::Stopping;
 
 /// How often counters are looked at, and what is not urgent is done.
 const SWEEP: Duration = Duration::from_millis(100);
@@ -182,7 +184,7 @@ struct Daemon {
     served: JoinHandle<()>,
     /// Why there is no interface.
     interface: Option<String>,
-    shown: report::Shown,
+    shown: Shown<Status>,
     told_membership: membership::Told,
     /// Those who ask for our health read it.
     is_ready: Arc<AtomicBool>,
@@ -206,7 +208,7 @@ impl Daemon {
                 fwmark: Some(options.fwmark.0),
             },
         )?;
-        let socket = LocalSocket::bind(&options.runtime_directory).await?;
+        let socket = LocalSocket::bind(&options.runtime_directory, SOCKET, "a gateway").await?;
         let metrics = listen_for_metrics(&options).await?;
         let plane = Plane::start(settings(&options, &node))?;
         let links = new_links(&node)?;
@@ -242,7 +244,7 @@ impl Daemon {
             pings: Pings::default(),
             served,
             interface: None,
-            shown: report::Shown::default(),
+            shown: Shown::default(),
             told_membership: membership::Told::default(),
             is_ready,
             stopping: Stopping::default(),
@@ -477,9 +479,9 @@ fn serve_questions(
         questions,
         is_ready,
     };
-    let served = tokio::spawn(local::serve_local(socket, whom.clone()));
+    let served = tokio::spawn(serve_local(socket, whom.clone()));
     if let Some(listener) = metrics {
-        tokio::spawn(local::serve_tcp(listener, whom));
+        tokio::spawn(serve_tcp(listener, whom));
     }
     (served, asked)
 }

@@ -8,11 +8,12 @@
 //!   when it is known, to every gateway of the site; the body ends after the last.
 //! - `GET /metrics` -> Prometheus text.
 //!
-//! A refusal is a status other than 200 with a [`Refusal`] as JSON. Fields are only ever added;
+//! A refusal is a status other than 200 with a [`node::status::Refusal`] as JSON. Fields are only ever added;
 //! readers pass over those they do not know, and take a default for those they miss.
 
 use std::collections::BTreeMap;
 
+use node::status::{Broker, Prefix, Problem};
 use serde::{Deserialize, Serialize};
 
 pub const SOCKET: &str = "gateway.sock";
@@ -45,18 +46,6 @@ pub struct Status {
     pub problems: Vec<Problem>,
     /// No fault of anything, and worth knowing.
     pub remarks: Vec<Problem>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Broker {
-    /// `connected`, `cached` or `unreachable`.
-    pub state: String,
-    pub address: Option<String>,
-    /// Since all a broker had was taken for the last time.
-    pub last_sync_s: Option<u64>,
-    /// Why none is connected.
-    pub reasons: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -126,43 +115,6 @@ pub struct Candidate {
     pub tries: Option<u32>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Prefix {
-    pub prefix: String,
-    pub site: String,
-    /// `local`, `reachable`, `unreachable`, `no_gateway` (nobody is there to carry it),
-    /// `quarantined` or `refused`.
-    pub state: String,
-    /// Names of those that carry it now.
-    pub gateways: Vec<String>,
-    /// They are siblings: from here the site itself is not reached.
-    pub by_siblings: bool,
-    /// What fits through all of them.
-    pub mtu: Option<u16>,
-}
-
-/// What is wrong, and what to do about it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Problem {
-    pub what: String,
-    pub next: String,
-    /// Traffic is stopped by it now, all or some: `causeway status` ends with 1.
-    pub stops: bool,
-}
-
-impl Problem {
-    /// One that stops no traffic now.
-    pub fn new(what: impl Into<String>, next: impl Into<String>) -> Problem {
-        Problem {
-            what: what.into(),
-            next: next.into(),
-            stops: false,
-        }
-    }
-}
-
 /// One answer to a ping, or that none came in time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -176,10 +128,4 @@ pub struct Pong {
     /// `direct` or `relay`.
     pub path: Option<String>,
     pub endpoint: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    pub what: String,
-    pub next: String,
 }

@@ -1,16 +1,13 @@
 //! Watches the kernel: is our interface up, how large may its packets be, is it gone, did routes change.
 
-pub mod interfaces;
-
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::sys::socket::{MsgFlags, SockFlag, recv, send};
+use node::netlink::{attribute, message, messages, put_attribute, route_socket, u32_at};
+
 use super::sys;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    socket,
-};
 
 const GROUPS: u32 = (libc::RTMGRP_LINK
     | libc::RTMGRP_IPV4_IFADDR
@@ -44,18 +41,6 @@ pub enum KernelEvent {
 pub struct Monitor {
     fd: OwnedFd,
     buffer: Vec<u8>,
-}
-
-fn route_socket(flags: SockFlag, groups: u32) -> io::Result<OwnedFd> {
-    let flags = flags | SockFlag::SOCK_CLOEXEC;
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        flags,
-        SockProtocol::NetlinkRoute,
-    )?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-    Ok(fd)
 }
 
 impl Monitor {
@@ -117,61 +102,8 @@ impl AsFd for Monitor {
     }
 }
 
-const HEADER: usize = 16;
 const IFLA_NEW_NETNSID: u16 = 45;
 const IFLA_NEW_IFINDEX: u16 = 49;
-
-fn message(kind: u16, body: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER + body.len());
-    out.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    out.extend_from_slice(&[0; 8]);
-    out.extend_from_slice(body);
-    out
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..)?
-        .first_chunk::<4>()
-        .map(|chunk| u32::from_ne_bytes(*chunk))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes
-        .get(at..)?
-        .first_chunk::<2>()
-        .map(|chunk| u16::from_ne_bytes(*chunk))
-}
-
-/// Splits off the first length-prefixed item (message or attribute) of `bytes`.
-fn next_item<'a>(bytes: &mut &'a [u8], len: usize, least: usize) -> Option<&'a [u8]> {
-    if len < least {
-        return None;
-    }
-    let item = bytes.get(..len)?;
-    *bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-    Some(item)
-}
-
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = u32_at(bytes, 0)? as usize;
-        let item = next_item(&mut bytes, len, HEADER)?;
-        Some((u16_at(item, 4)?, &item[HEADER..]))
-    })
-}
-
-fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let len = usize::from(u16_at(bytes, 0)?);
-        let item = next_item(&mut bytes, len, 4)?;
-        if u16_at(item, 2)? == wanted {
-            return Some(&item[4..]);
-        }
-    }
-}
 
 fn parse(bytes: &[u8], event: &mut impl FnMut(KernelEvent)) {
     for (kind, body) in messages(bytes) {
@@ -331,13 +263,6 @@ impl RouteQuery {
             .and_then(|(_, body)| attribute(body.get(12..)?, RTA_OIF))
             .and_then(|oif| u32_at(oif, 0)))
     }
-}
-
-fn put_attribute(body: &mut Vec<u8>, kind: u16, data: &[u8]) {
-    body.extend_from_slice(&((4 + data.len()) as u16).to_ne_bytes());
-    body.extend_from_slice(&kind.to_ne_bytes());
-    body.extend_from_slice(data);
-    body.resize(body.len().next_multiple_of(4), 0);
 }
 
 #[cfg(test)]

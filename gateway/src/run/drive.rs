@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use node::status::{Problem, Refusal};
 use proto::key::WireguardKey;
 use proto::name::Name;
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +17,7 @@ use crate::drops::DropReason;
 use crate::io::{self, boottime};
 use crate::links::{Change, Counters, Event, PathKind, Roster};
 use crate::plane::{Command, NewLink};
-use crate::status::{Pong, Problem, Refusal, Status};
+use crate::status::{Pong, Status};
 use crate::table::Table;
 
 /// A link that the plane has.

@@ -1,13 +1,13 @@
 //! The status as Prometheus reads it.
 
-use std::fmt::{Display, Write};
+use node::local::metrics::Page;
 
 use crate::drops::DropReason;
 use crate::status::{Link, Status};
 
 /// One family after the other, as the format wants it.
 pub(super) fn text(status: &Status) -> String {
-    let mut page = Page::default();
+    let mut page = Page::new("causeway_gateway");
     page.gauge("ready", "1 once the gateway carries what it can");
     page.line(&[], u8::from(status.ready));
     page.gauge("uptime_seconds", "Since the start");
@@ -40,7 +40,7 @@ pub(super) fn text(status: &Status) -> String {
     for (reason, count) in drops {
         page.line(&[("reason", &reason)], count);
     }
-    page.0
+    page.text()
 }
 
 fn links(page: &mut Page, links: &[Link]) {
@@ -102,45 +102,6 @@ fn links(page: &mut Page, links: &[Link]) {
     }
 }
 
-/// The text so far, and the family its next lines belong to.
-#[derive(Default)]
-struct Page(String, String);
-
-impl Page {
-    fn gauge(&mut self, name: &str, help: &str) {
-        self.family(name, help, "gauge");
-    }
-
-    fn counter(&mut self, name: &str, help: &str) {
-        self.family(name, help, "counter");
-    }
-
-    fn family(&mut self, name: &str, help: &str, kind: &str) {
-        self.1 = format!("causeway_gateway_{name}");
-        let name = &self.1;
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn line(&mut self, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<String> = labels
-            .iter()
-            .map(|(name, text)| format!("{name}=\"{}\"", escaped(text)))
-            .collect();
-        let labels = match labels.as_slice() {
-            [] => String::new(),
-            labels => format!("{{{}}}", labels.join(",")),
-        };
-        let _ = writeln!(self.0, "{}{labels} {value}", self.1);
-    }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,10 +136,5 @@ mod tests {
         );
         let reasons = text.matches("dropped_packets_total{").count();
         assert_eq!(reasons, DropReason::ALL.len());
-    }
-
-    #[test]
-    fn a_label_cannot_break_out() {
-        assert_eq!(escaped("a\"} 1\nb\\"), "a\\\"} 1\\nb\\\\");
     }
 }

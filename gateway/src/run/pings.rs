@@ -107,7 +107,7 @@ impl Pings {
 
 impl Waiting {
     fn answer(mut self, rtt: Option<Duration>) {
-        self.pong.rtt_ms = rtt.map(super::report::millis);
+        self.pong.rtt_ms = rtt.map(node::status::millis);
         // Whoever asked may have gone, or does not read.
         let _told = self.answers.try_send(self.pong);
     }

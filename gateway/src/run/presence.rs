@@ -5,16 +5,17 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use node::addresses::{Prefixes, lan_addresses};
 use node::follow::View;
-use proto::ledger::{PrefixState, Standing};
+use node::netlink::interfaces::{Interface, interfaces};
+use node::status::Problem;
+use proto::ledger::Standing;
 use proto::record::{Capabilities, Presence};
 use tokio::sync::mpsc;
 
-use super::addresses::{self, From, Known, Prefixes};
+use super::addresses::{self, From, Known};
 use super::{Daemon, Options};
 use crate::io::boottime;
-use crate::io::netlink::interfaces::{Interface, interfaces};
-use crate::status::Problem;
 
 /// Names are resolved again so often.
 const RESOLVE: Duration = Duration::from_secs(60);
@@ -140,15 +141,7 @@ impl Whereabouts {
     }
 
     pub(super) fn handle_prefixes(&mut self, view: &View) {
-        let in_force = view
-            .prefixes
-            .iter()
-            .filter(|owned| owned.state == PrefixState::Owned);
-        let (own, others): (Vec<_>, Vec<_>) = in_force.partition(|owned| owned.site == view.site);
-        self.prefixes = Prefixes {
-            own: own.iter().map(|owned| owned.prefix).collect(),
-            others: others.iter().map(|owned| owned.prefix).collect(),
-        };
+        self.prefixes = Prefixes::of(view);
         self.choose();
     }
 
@@ -181,7 +174,7 @@ impl Whereabouts {
 
     fn choose(&mut self) {
         self.candidates = addresses::candidates(&self.known, &self.prefixes);
-        self.lan = addresses::lan_addresses(&self.known, &self.prefixes);
+        self.lan = lan_addresses(self.known.given_lan, &self.known.interfaces, &self.prefixes);
     }
 
     pub(super) fn sweep(&mut self, now: Duration) {

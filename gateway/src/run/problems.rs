@@ -3,43 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use node::follow::{BrokerState, View};
-use proto::ledger::Standing;
-use proto::name::Name;
+use node::status::Problem;
 
 use super::report::sentence;
 use crate::links::{LinkStatus, PathKind, Why};
-use crate::status::Problem;
 
 /// Addresses that this host has no route to, and the reason.
 pub(super) type Unrouted = BTreeMap<SocketAddr, String>;
 
 /// Below this most of what people use needs care.
 const SMALL_MTU: u16 = 1280;
-
-pub(super) fn view_problems(view: &View) -> Vec<Problem> {
-    let all = view.problems.iter().map(|problem| Problem {
-        what: problem.to_string(),
-        next: problem.next(),
-        // Who is not one of the mesh speaks with nobody.
-        stops: view.standing != Standing::Good,
-    });
-    all.collect()
-}
-
-pub(super) fn broker_problem(broker: &BrokerState) -> Option<Problem> {
-    if matches!(broker, BrokerState::Connected { .. }) {
-        return None;
-    }
-    let reasons = match broker.reasons() {
-        [] => "they are called, and none has answered yet".to_owned(),
-        reasons => reasons.join("; "),
-    };
-    Some(Problem::new(
-        format!("no broker can be reached: {reasons}"),
-        "traffic goes on with what is known, and changes of the mesh come through other gateways; see whether the broker runs, and whether TCP to it passes from here",
-    ))
-}
 
 /// One for all links: others know of two, and this node is the one to be looked at.
 pub(super) fn own_key_problem(links: &[LinkStatus]) -> Option<Problem> {
@@ -54,20 +27,6 @@ pub(super) fn own_key_problem(links: &[LinkStatus]) -> Option<Problem> {
         stops: true,
         next: "its state directory was copied: find the other machine; stop one of the two, delete its copy, and join it with a token of its own. The links return 60 s after only one is left".to_owned(),
     })
-}
-
-/// A site that nobody is there to carry for: no fault of anything here.
-pub(super) fn vacancy(site: &Name, prefixes: &[String]) -> Problem {
-    Problem::new(
-        format!(
-            "site {site} has no gateway, so {} cannot be reached: nobody has joined with its token yet, or whoever had has left",
-            prefixes.join(", ")
-        ),
-        format!(
-            "join one there (`causeway token create --site {site} --role gateway` makes another token), or `causeway site remove-prefix {site} {}` if none is to come",
-            prefixes.join(" ")
-        ),
-    )
 }
 
 pub(super) fn link_problem(
@@ -287,28 +246,6 @@ pub(super) mod tests {
         assert!(problem.what.contains("this node's key") && problem.what.contains(who));
         assert!(problem.next.contains("token of its own"));
         assert_eq!(own_key_problem(&[link(Ok(()))]), None);
-    }
-
-    #[test]
-    fn a_site_without_a_gateway_is_told_with_the_commands() {
-        let prefixes = ["10.3.0.0/16".to_owned(), "10.4.0.0/16".to_owned()];
-        let remark = vacancy(&"cork".parse().unwrap(), &prefixes);
-        assert!(remark.what.contains("site cork has no gateway"));
-        let command = "causeway site remove-prefix cork 10.3.0.0/16 10.4.0.0/16";
-        assert!(remark.next.contains(command), "{}", remark.next);
-        assert!(!remark.stops);
-    }
-
-    #[test]
-    fn a_lost_broker_is_told_with_the_reasons() {
-        let reasons = vec!["b:7800: refused".to_owned()];
-        let problem = broker_problem(&BrokerState::Cached { reasons }).unwrap();
-        assert!(problem.what.contains("b:7800: refused"));
-        let none_yet = BrokerState::Cached { reasons: vec![] };
-        let problem = broker_problem(&none_yet).unwrap();
-        assert!(problem.what.ends_with("none has answered yet"));
-        let address = "b:7800".to_owned();
-        assert_eq!(broker_problem(&BrokerState::Connected { address }), None);
     }
 
     #[test]

@@ -2,25 +2,23 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use node::follow::{BrokerState, View};
+use node::follow::View;
+use node::status::{Prefix, Problem, broker, broker_problem, millis, vacancy, view_problems};
 use proto::key::PublicKey;
 use proto::ledger::{PrefixState, SitePrefix, Standing};
 use proto::name::Name;
 
 use super::addresses::From as AddressFrom;
 use super::drive::Linked;
-use super::problems::{
-    Unrouted, broker_problem, link_problem, own_key_problem, path_problems, vacancy, view_problems,
-};
+use super::problems::{Unrouted, link_problem, own_key_problem, path_problems};
 use super::relayed::Relayed;
 use crate::data::link::LinkShared;
 use crate::links::{CandidateState, Carriers, Carry, LinkStatus, PathKind, Why};
 use crate::roster;
-use crate::status::{Broker, Candidate, Link, OwnAddress, Pong, Prefix, Problem, Status};
+use crate::status::{Candidate, Link, OwnAddress, Pong, Status};
 
 /// A link that is not up for shorter may just be starting.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,25 +42,6 @@ pub(super) struct Facts<'a> {
     pub(super) unrouted: Unrouted,
     /// Of other parts: interface, routes, endpoints.
     pub(super) problems: Vec<Problem>,
-}
-
-/// The last report, for those who ask again at once: it is made where hellos are sent.
-#[derive(Default)]
-pub(super) struct Shown(Option<(Duration, Arc<Status>)>);
-
-impl Shown {
-    const KEPT: Duration = Duration::from_millis(250);
-
-    pub(super) fn get(&self, now: Duration) -> Option<Arc<Status>> {
-        let (made, status) = self.0.as_ref()?;
-        (now < *made + Self::KEPT).then(|| status.clone())
-    }
-
-    pub(super) fn keep(&mut self, status: Status, now: Duration) -> Arc<Status> {
-        let status = Arc::new(status);
-        self.0 = Some((now, status.clone()));
-        status
-    }
 }
 
 pub(super) fn status(facts: Facts<'_>) -> Status {
@@ -159,24 +138,6 @@ impl<'a> Index<'a> {
             names: links.iter().map(|link| (link.of, &link.node)).collect(),
         }
     }
-}
-
-fn broker(view: &View) -> Broker {
-    let address = match &view.broker {
-        BrokerState::Connected { address } => Some(address.clone()),
-        BrokerState::Cached { .. } | BrokerState::Unreachable { .. } => None,
-    };
-    Broker {
-        state: view.broker.name().to_owned(),
-        address,
-        last_sync_s: view.last_sync.map(|at| node::now().saturating_sub(at)),
-        reasons: view.broker.reasons().to_vec(),
-    }
-}
-
-pub(super) fn millis(time: Duration) -> f64 {
-    // Microseconds are what there is; more digits would only look exact.
-    (time.as_secs_f64() * 1e6).round() / 1000.0
 }
 
 fn show(link: &LinkStatus, facts: &Facts<'_>, index: &Index<'_>) -> Link {
@@ -357,16 +318,6 @@ mod tests {
 
     use super::super::problems::tests::link;
     use super::*;
-
-    #[test]
-    fn a_report_serves_all_who_ask_within_a_quarter_of_a_second() {
-        let (begin, mut shown) = (Duration::from_secs(100), Shown::default());
-        assert_eq!(shown.get(begin), None);
-        let made = shown.keep(Status::default(), begin);
-        let again = shown.get(begin + Shown::KEPT / 2).unwrap();
-        assert!(Arc::ptr_eq(&made, &again));
-        assert_eq!(shown.get(begin + Shown::KEPT), None);
-    }
 
     #[test]
     fn a_prefix_that_nobody_is_there_to_carry_is_told_from_one_that_is_lost() {

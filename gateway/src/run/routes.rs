@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use node::follow::View;
+use node::status::Problem;
 use proto::key::PublicKey;
 use proto::ledger::Standing;
 use routeagent::facts::Facts;
@@ -13,7 +14,6 @@ use super::presence::Whereabouts;
 use super::{Error, Options};
 use crate::links::Carriers;
 use crate::roster::{self, Tunnel};
-use crate::status::Problem;
 
 pub(super) struct Routes {
     tun: String,

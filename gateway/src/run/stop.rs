@@ -1,42 +1,16 @@
 //! The end in good order: goodbye is said, and what still arrives is delivered for a moment.
 
-use std::future::poll_fn;
-use std::io;
-use std::task::Poll;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use node::local::notify;
 
-use super::{Daemon, notify};
+use super::Daemon;
 use crate::io::boottime;
 
 /// Whatever happens.
 const AT_LAST: Duration = Duration::from_secs(3);
 /// Brokers are told as well; they need not be there.
 const BROKERS: Duration = Duration::from_millis(500);
-
-/// SIGTERM and SIGINT.
-pub(super) struct Signals(Signal, Signal);
-
-impl Signals {
-    pub(super) fn new() -> io::Result<Signals> {
-        Ok(Signals(
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        ))
-    }
-
-    pub(super) async fn next(&mut self) {
-        poll_fn(|context| {
-            if self.0.poll_recv(context).is_ready() || self.1.poll_recv(context).is_ready() {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        })
-        .await;
-    }
-}
 
 #[derive(Default)]
 pub(super) struct Stopping {

@@ -1,6 +1,7 @@
 //! A gateway's status as a person reads it: tables, and sentences about what is wrong.
 
-use gateway::status::{Broker, Link, Prefix, Problem, Status};
+use gateway::status::{Link, Status};
+use node::status::{Broker, Prefix, Problem};
 
 use crate::print::{self, Table};
 use crate::time;

@@ -1,11 +1,11 @@
 //! Whether this node is one of the mesh at all, and what its log says when it is not.
 
-use node::follow::{BrokerState, Problem, View};
+use crate::follow::{BrokerState, Problem, View};
 use proto::ledger::Standing;
 use proto::message::Refusal;
 
 /// Before the ledger has come, and once it has put this node out, nothing can be carried.
-pub(super) fn is_member(view: &View) -> bool {
+pub fn is_member(view: &View) -> bool {
     match view.standing {
         Standing::Good | Standing::Quarantined => true,
         Standing::NoGrant | Standing::GrantClosed | Standing::SiteRevoked | Standing::Revoked => {
@@ -16,7 +16,7 @@ pub(super) fn is_member(view: &View) -> bool {
 
 /// A broker says that the ledger has put this node out, none takes it, and no other gateway speaks
 /// with it either: the entry that says so may never reach it. One broker's word alone is no proof.
-pub(super) fn is_shut_out(view: &View, has_link: bool) -> bool {
+pub fn is_shut_out(view: &View, has_link: bool) -> bool {
     let is_connected = matches!(view.broker, BrokerState::Connected { .. });
     !has_link && !is_connected && view.problems.iter().any(says_put_out)
 }
@@ -30,11 +30,11 @@ fn says_put_out(problem: &Problem) -> bool {
 
 /// What the log has said of it.
 #[derive(Default)]
-pub(super) struct Told(Vec<Problem>);
+pub struct Told(Vec<Problem>);
 
 impl Told {
     /// What the log does not say yet. That nothing is known is nothing to tell of before it `is_late`.
-    pub(super) fn news(&mut self, view: &View, is_late: bool) -> Vec<Problem> {
+    pub fn news(&mut self, view: &View, is_late: bool) -> Vec<Problem> {
         let is_connected = matches!(view.broker, BrokerState::Connected { .. });
         self.look(&view.problems, is_late, is_connected)
     }
@@ -57,7 +57,7 @@ fn is_ours(problem: &Problem, is_late: bool) -> bool {
     match problem {
         Problem::Standing(Standing::NoGrant) => is_late,
         Problem::Standing(_) => true,
-        Problem::NotTaken { refusal, .. } => !node::refusal::is_passing(refusal),
+        Problem::NotTaken { refusal, .. } => !crate::refusal::is_passing(refusal),
         Problem::Mesh(_)
         | Problem::NameTaken { .. }
         | Problem::StoreLost { .. }

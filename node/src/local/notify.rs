@@ -7,11 +7,11 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 const VARIABLE: &str = "NOTIFY_SOCKET";
 
-pub(super) fn ready() {
+pub fn ready() {
     say("READY=1");
 }
 
-pub(super) fn stopping() {
+pub fn stopping() {
     say("STOPPING=1");
 }
 

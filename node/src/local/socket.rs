@@ -7,12 +7,10 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::status;
-
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    #[error("a gateway is running already on {}; stop that one, or give this one another --runtime-dir", .0.display())]
-    Running(PathBuf),
+    #[error("{role} is running already on {}; stop that one, or give this one another --runtime-dir", .path.display())]
+    Running { role: &'static str, path: PathBuf },
     #[error(
         "cannot {doing} {}: {error}; give a directory that this user may write to with --runtime-dir",
         .path.display()
@@ -26,20 +24,25 @@ pub enum SocketError {
 }
 
 /// Its name goes when it is dropped.
-pub(in crate::run) struct LocalSocket {
+pub struct LocalSocket {
     pub(super) listener: UnixListener,
     path: PathBuf,
 }
 
 impl LocalSocket {
-    pub(in crate::run) async fn bind(directory: &Path) -> Result<LocalSocket, SocketError> {
+    /// `role` is who has it, as in a sentence: `a gateway`.
+    pub async fn bind(
+        directory: &Path,
+        name: &str,
+        role: &'static str,
+    ) -> Result<LocalSocket, SocketError> {
         make_directory(directory)?;
-        let path = directory.join(status::SOCKET);
+        let path = directory.join(name);
         // One that answers has an owner; any other was left by a crash.
         if UnixStream::connect(&path).await.is_ok() {
-            return Err(SocketError::Running(path));
+            return Err(SocketError::Running { role, path });
         }
-        let staged = directory.join(format!("{}.new", status::SOCKET));
+        let staged = directory.join(format!("{}.new", name));
         for stale in [&path, &staged] {
             match fs::remove_file(stale) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
