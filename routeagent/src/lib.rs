@@ -9,6 +9,7 @@ mod cleanup;
 pub mod diff;
 pub mod facts;
 pub mod guard;
+pub mod health;
 mod lock;
 mod netlink;
 pub mod plan;
