@@ -10,6 +10,7 @@ pub mod diff;
 pub mod facts;
 pub mod guard;
 pub mod health;
+pub mod held;
 mod lock;
 mod netlink;
 pub mod plan;
