@@ -23,6 +23,8 @@ ethtool       ethtool
 tcpdump       tcpdump
 socat         socat
 etcd          etcd-server
+mariadbd      mariadb-server-core
+mariadb       mariadb-client-core
 wireguard-go  wireguard-go
 openssl       openssl
 '

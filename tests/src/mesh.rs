@@ -111,14 +111,21 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// Links come up before the kernels forward.
+    /// Links come up before the kernels forward, and before they know each prefix: what a worker
+    /// sent to one that is not known yet would leave by its gateway's default route.
     fn wait_until_ready(&self) -> Result<()> {
-        for gateway in self.sites.iter().flat_map(|site| &site.gateways) {
-            let is_ready = || {
-                let status = gateway.status();
-                status.is_ok_and(|status| status["ready"] == true)
-            };
-            wait_for("a gateway is ready", PATIENCE, is_ready)?;
+        for (at, site) in self.sites.iter().enumerate() {
+            let others = self
+                .sites
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| *index != at);
+            let numbers: Vec<u8> = others.map(|(_, other)| other.number).collect();
+            for gateway in &site.gateways {
+                gateway.wait_until_ready(PATIENCE)?;
+                let knows = || knows(&gateway.namespace, &numbers).unwrap_or(false);
+                wait_for("a gateway's kernel knows all prefixes", PATIENCE, knows)?;
+            }
         }
         Ok(())
     }
@@ -215,6 +222,26 @@ impl Mesh {
         missing
     }
 
+    /// The gateway of a site that most of what comes from these others passes: the one worth a
+    /// fault. There is traffic meanwhile.
+    pub fn busiest(&self, to: usize, from: &[usize]) -> Result<usize> {
+        let received = |gateway: &GatewayNode| {
+            let senders = from.iter().flat_map(|site| &self.sites[*site].gateways);
+            let links = senders.map(|sender| sender.link(&gateway.name));
+            let bytes = links.map(|link| Ok(link?["tx_bytes"].as_u64().unwrap_or_default()));
+            bytes.sum::<Result<u64>>()
+        };
+        let gateways = &self.sites[to].gateways;
+        let before: Vec<u64> = gateways.iter().map(received).collect::<Result<_>>()?;
+        std::thread::sleep(Duration::from_millis(300));
+        let mut grown = Vec::new();
+        for (gateway, before) in gateways.iter().zip(before) {
+            grown.push(received(gateway)?.saturating_sub(before));
+        }
+        let most = grown.iter().enumerate().max_by_key(|(_, bytes)| **bytes);
+        most.map(|(index, _)| index).context("no gateway")
+    }
+
     /// Sends the site's worker's packets for other sites through this gateway of its own.
     pub fn leave_by(&self, site: usize, gateway: usize) -> Result<()> {
         self.sites[site].leave_by(gateway)
@@ -237,6 +264,15 @@ impl Mesh {
         let target: IpAddr = self.sites[to].worker_address();
         self.sites[from].worker.wait_for_ping(target, limit)
     }
+}
+
+/// Whether all prefixes of these sites are in the table of the mesh.
+fn knows(node: &Namespace, sites: &[u8]) -> Result<bool> {
+    let routes = node.sh("ip -4 route show table 7100; ip -6 route show table 7100")?;
+    let has = |prefix: String| routes.lines().any(|line| line.starts_with(&prefix));
+    Ok(sites.iter().all(|number| {
+        has(format!("10.{number}.0.0/16 ")) && has(format!("fd00:0:{number:x}::/48 "))
+    }))
 }
 
 /// How many times a bar is tried: every one of 30 runs counts where `CAUSEWAY_ROUNDS=30` asks for
