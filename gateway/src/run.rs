@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use boringtun::x25519;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use node::cloud::{self, Place};
 use node::follow::{self, FollowError, Handle, Timing, View};
 use node::local::signals::Signals;
 use node::local::{LocalSocket, SocketError, notify, serve_local, serve_tcp};
@@ -86,6 +87,8 @@ pub struct Options {
     /// Metrics and health over TCP; `None` for neither.
     pub metrics: Option<SocketAddr>,
     pub open_forward: bool,
+    /// Who may know this machine's region and zone.
+    pub metadata: cloud::Source,
     /// Data threads; `None` is one per core.
     pub threads: Option<usize>,
     /// Not to be used even where the kernel has them.
@@ -160,6 +163,7 @@ struct Inputs {
     reflector: watch::Receiver<Option<follow::ReflectorSession>>,
     questions: mpsc::Receiver<Question>,
     found: mpsc::Receiver<presence::Found>,
+    cloud: watch::Receiver<Option<cloud::Found>>,
 }
 
 struct Daemon {
@@ -215,7 +219,8 @@ impl Daemon {
         let view = node.view();
         let first = view.borrow().clone();
         let (finding, found) = mpsc::channel(2);
-        let mut whereabouts = Whereabouts::new(&options, plane.port, finding);
+        let mut whereabouts =
+            Whereabouts::new(&options, &node.node().membership, plane.port, finding);
         whereabouts.look();
         whereabouts.handle_prefixes(&first);
         let relayed = Relayed::start(&options, &node, plane.port)?;
@@ -226,6 +231,7 @@ impl Daemon {
             view,
             questions,
             found,
+            cloud: cloud::follow(options.metadata.clone()),
         };
         let daemon = Daemon {
             begun,
@@ -288,6 +294,10 @@ impl Daemon {
                 Some(event) = self.relayed.next() => self.handle_relay(event),
                 Some(question) = inputs.questions.recv() => self.handle_question(question),
                 Some(found) = inputs.found.recv() => self.handle_found(found),
+                Ok(()) = inputs.cloud.changed() => {
+                    let found = inputs.cloud.borrow_and_update().clone();
+                    self.handle_cloud(found.as_ref());
+                }
                 () = signals.next() => {
                     if !self.begin_stop() {
                         tracing::warn!("asked a second time to end: ending at once");
@@ -349,6 +359,11 @@ impl Daemon {
             self.reflection.handle_addresses(boottime());
             self.facts_are_old = true;
         }
+    }
+
+    fn handle_cloud(&mut self, found: Option<&cloud::Found>) {
+        let place = Place::of(&self.node.node().membership, found);
+        self.whereabouts.handle_place(place);
     }
 
     /// Of the mesh: who is in it, whose which prefix is, what can be told others.

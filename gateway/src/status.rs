@@ -37,6 +37,9 @@ pub struct Status {
     pub listen_port: u16,
     /// This node's own address in its site.
     pub lan_address: Option<String>,
+    /// Where this node stands; empty if nobody said.
+    pub region: String,
+    pub zone: String,
     /// Where it says that it can be reached, with how each is known.
     pub addresses: Vec<OwnAddress>,
     pub links: Vec<Link>,
@@ -62,6 +65,9 @@ pub struct Link {
     pub site: String,
     pub gateway: String,
     pub identity: String,
+    /// Where that gateway stands; empty if nobody said.
+    pub region: String,
+    pub zone: String,
     /// A gateway of our own site.
     pub sibling: bool,
     /// `up` means that packets pass both ways now; else `connecting` (never was up) or `down`.

@@ -8,6 +8,7 @@
 pub mod addresses;
 pub mod back_off;
 mod cache;
+pub mod cloud;
 mod contacts;
 mod durable;
 pub mod follow;

@@ -9,6 +9,7 @@ use gateway::io::Offload;
 use crate::command::Directories;
 use crate::name;
 use crate::parse;
+use node::cloud::Source as Metadata;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -59,6 +60,15 @@ pub(crate) struct Run {
     /// Accept forwarded packets of the mesh where another firewall drops them by default.
     #[arg(long, env = "CAUSEWAY_OPEN_FORWARD", value_parser = FalseyValueParser::new(), action = ArgAction::SetTrue)]
     open_forward: bool,
+    /// Who tells region and zone where `join` was given none: auto (the cloud's metadata service),
+    /// off, or the address of one.
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "CAUSEWAY_METADATA",
+        default_value = "auto"
+    )]
+    metadata: Metadata,
     /// Data threads; one per core if not given.
     #[arg(long, value_name = "N", env = "CAUSEWAY_THREADS", value_parser = threads)]
     threads: Option<usize>,
@@ -100,6 +110,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         fwmark: (arguments.fwmark.0, arguments.fwmark.1),
         metrics: arguments.metrics.0,
         open_forward: arguments.open_forward,
+        metadata: arguments.metadata,
         threads: arguments.threads,
         without: arguments.without,
     };

@@ -108,6 +108,8 @@ fn list(arguments: &List) -> anyhow::Result<()> {
         "state",
         "heard",
         "addresses",
+        "region",
+        "zone",
         "token",
         "key",
     ]);
@@ -120,6 +122,8 @@ fn list(arguments: &List) -> anyhow::Result<()> {
             node.state,
             heard,
             print::list(&node.addresses),
+            or_dash(node.region),
+            or_dash(node.zone),
             node.token,
             node.identity,
         ]);
@@ -131,6 +135,14 @@ fn list(arguments: &List) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text
+    }
 }
 
 /// Those who took a use of a grant, may stay, and have no record at any broker.

@@ -1,10 +1,13 @@
 //! `causeway site list | show | add-prefix | remove-prefix | revoke`.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, bail};
 use ip_network::IpNetwork;
 use proto::entry::{Body, Role};
 use proto::ledger::{Charter, PrefixState, SitePrefix};
 use proto::name::Name;
+use proto::record::Presence;
 use serde::Serialize;
 
 use crate::ask;
@@ -106,6 +109,9 @@ struct Site {
     /// `None` where no broker could be asked.
     gateways: Option<usize>,
     agents: Option<usize>,
+    /// Of its nodes, as far as they know.
+    regions: Vec<String>,
+    zones: Vec<String>,
     open_tokens: usize,
 }
 
@@ -174,8 +180,23 @@ fn site(charter: &Charter, name: &Name, known: &Known) -> Site {
         prefixes: charter.prefixes_of(name).map(prefix).collect(),
         gateways: count(Role::Gateway),
         agents: count(Role::Agent),
+        regions: places(nodes, name, |presence| &presence.region),
+        zones: places(nodes, name, |presence| &presence.zone),
         open_tokens: open.count(),
     }
+}
+
+/// Each once.
+fn places(nodes: Option<&[Listed]>, site: &Name, place: fn(&Presence) -> &String) -> Vec<String> {
+    let here = nodes
+        .unwrap_or_default()
+        .iter()
+        .filter(|listed| listed.is_good());
+    let records = here.map(|listed| listed.record.record());
+    let records = records.filter(|record| record.site == *site);
+    let places = records.filter_map(|record| record.presence()).map(place);
+    let known: BTreeSet<&String> = places.filter(|place| !place.is_empty()).collect();
+    known.into_iter().cloned().collect()
 }
 
 fn list(arguments: &List) -> anyhow::Result<()> {
@@ -193,11 +214,21 @@ fn list(arguments: &List) -> anyhow::Result<()> {
     let number = |count: Option<usize>| count.map_or("?".to_owned(), |count| count.to_string());
     let mut prefixes = sites.iter().flat_map(|site| &site.prefixes);
     let is_any_odd = prefixes.any(|prefix| prefix.state != OWNED);
-    let mut table = Table::new(["site", "prefixes", "gateways", "agents", "open tokens"]);
+    let mut table = Table::new([
+        "site",
+        "region",
+        "zones",
+        "prefixes",
+        "gateways",
+        "agents",
+        "open tokens",
+    ]);
     for site in sites {
         let prefixes: Vec<String> = site.prefixes.iter().map(in_short).collect();
         table.row([
             site.site,
+            print::list(&site.regions),
+            print::list(&site.zones),
             print::list(&prefixes),
             number(site.gateways),
             number(site.agents),
@@ -227,8 +258,10 @@ fn show(arguments: &Show) -> anyhow::Result<()> {
     }
     let number = |count: Option<usize>| count.map_or("?".to_owned(), |count| count.to_string());
     let mut text = format!(
-        "site         {}\ngateways     {}\nagents       {}\nopen tokens  {}\n",
+        "site         {}\nregion       {}\nzones        {}\ngateways     {}\nagents       {}\nopen tokens  {}\n",
         site.site,
+        print::list(&site.regions),
+        print::list(&site.zones),
         number(site.gateways),
         number(site.agents),
         site.open_tokens

@@ -322,6 +322,7 @@ impl Daemon {
             relayed: &self.relayed,
             addresses: self.whereabouts.candidates(),
             lan: self.whereabouts.lan(),
+            place: self.whereabouts.place(),
             tun: &self.options.tun,
             port: self.plane.port,
             uptime: now.saturating_sub(self.begun),

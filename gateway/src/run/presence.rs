@@ -6,8 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use node::addresses::{Prefixes, lan_addresses};
+use node::cloud::Place;
 use node::follow::View;
 use node::netlink::interfaces::{Interface, interfaces};
+use node::state::Membership;
 use node::status::Problem;
 use proto::ledger::Standing;
 use proto::record::{Capabilities, Presence};
@@ -46,19 +48,27 @@ pub(super) struct Whereabouts {
     must_look_again: bool,
     candidates: Vec<(SocketAddr, From)>,
     lan: Vec<IpAddr>,
-    published: Option<(Vec<SocketAddr>, Option<IpAddr>)>,
+    place: Place,
+    published: Option<Publication>,
     published_at: Duration,
     begun: Duration,
 }
 
 /// The part of a [`Presence`] that changes.
+#[derive(Clone, PartialEq)]
 pub(super) struct Publication {
     pub(super) candidates: Vec<SocketAddr>,
     lan: Option<IpAddr>,
+    place: Place,
 }
 
 impl Whereabouts {
-    pub(super) fn new(options: &Options, port: u16, finding: mpsc::Sender<Found>) -> Whereabouts {
+    pub(super) fn new(
+        options: &Options,
+        membership: &Membership,
+        port: u16,
+        finding: mpsc::Sender<Found>,
+    ) -> Whereabouts {
         let known = Known {
             given_lan: options.address,
             port,
@@ -76,6 +86,7 @@ impl Whereabouts {
             must_look_again: false,
             candidates: Vec::new(),
             lan: Vec::new(),
+            place: Place::of(membership, None),
             published: None,
             published_at: Duration::ZERO,
             begun: boottime(),
@@ -88,6 +99,15 @@ impl Whereabouts {
 
     pub(super) fn lan(&self) -> &[IpAddr] {
         &self.lan
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// With what the cloud said.
+    pub(super) fn handle_place(&mut self, place: Place) {
+        self.place = place;
     }
 
     /// At the kernel.
@@ -209,11 +229,12 @@ impl Whereabouts {
             .iter()
             .map(|(address, _)| *address)
             .collect();
-        let lan = self.lan.first().copied();
-        let is_known = self
-            .published
-            .as_ref()
-            .is_some_and(|(former, former_lan)| *former == candidates && *former_lan == lan);
+        let publication = Publication {
+            candidates,
+            lan: self.lan.first().copied(),
+            place: self.place.clone(),
+        };
+        let is_known = self.published.as_ref() == Some(&publication);
         let is_soon = self.published.is_some() && now.saturating_sub(self.published_at) < DAMPING;
         // Which of our addresses are inside our site only the ledger tells.
         let is_blind = view.standing == Standing::NoGrant && view.prefixes.is_empty();
@@ -224,9 +245,9 @@ impl Whereabouts {
         if is_known || is_soon || is_blind || waits_for_names {
             return None;
         }
-        self.published = Some((candidates.clone(), lan));
+        self.published = Some(publication.clone());
         self.published_at = now;
-        Some(Publication { candidates, lan })
+        Some(publication)
     }
 
     pub(super) fn problems(&self) -> Vec<Problem> {
@@ -268,8 +289,8 @@ impl Daemon {
             next_wireguard: None,
             candidates: publication.candidates,
             lan_address: publication.lan,
-            region: local.membership.region.clone(),
-            zone: local.membership.zone.clone(),
+            region: publication.place.region,
+            zone: publication.place.zone,
             capabilities: Capabilities::default(),
         }
     }

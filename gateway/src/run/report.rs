@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use node::cloud::Place;
 use node::follow::View;
 use node::status::{Prefix, Problem, broker, broker_problem, millis, vacancy, view_problems};
 use proto::key::PublicKey;
@@ -33,6 +34,7 @@ pub(super) struct Facts<'a> {
     pub(super) relayed: &'a Relayed,
     pub(super) addresses: &'a [(SocketAddr, AddressFrom)],
     pub(super) lan: &'a [IpAddr],
+    pub(super) place: &'a Place,
     pub(super) tun: &'a str,
     pub(super) port: u16,
     pub(super) uptime: Duration,
@@ -81,6 +83,8 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
         tun: facts.tun.to_owned(),
         listen_port: facts.port,
         lan_address: facts.lan.first().map(IpAddr::to_string),
+        region: facts.place.region.clone(),
+        zone: facts.place.zone.clone(),
         addresses: facts
             .addresses
             .iter()
@@ -147,10 +151,13 @@ fn show(link: &LinkStatus, facts: &Facts<'_>, index: &Index<'_>) -> Link {
     let state = state_word(link);
     let why = link.state.err();
     let kind = link.path.map(|(_, kind)| kind);
+    let place = place_of(facts.view, &link.of);
     Link {
         site: link.site.to_string(),
         gateway: link.node.to_string(),
         identity: link.of.to_string(),
+        region: place.region,
+        zone: place.zone,
         sibling: link.is_sibling,
         state: state.to_owned(),
         why: why.map(|why| word(why).to_owned()),
@@ -175,6 +182,15 @@ fn show(link: &LinkStatus, facts: &Facts<'_>, index: &Index<'_>) -> Link {
         seen_as: link.seen_as.map(|address| address.to_string()),
         candidates: link.candidates.iter().map(show_candidate).collect(),
     }
+}
+
+fn place_of(view: &View, gateway: &PublicKey) -> Place {
+    let peer = view.peers.get(gateway);
+    let presence = peer.and_then(|peer| peer.node.record.presence());
+    presence.map_or_else(Place::default, |presence| Place {
+        region: presence.region.clone(),
+        zone: presence.zone.clone(),
+    })
 }
 
 /// To be stopped is no failover, and yet whoever says goodbye was there.

@@ -2,6 +2,8 @@
 //! test needs it, and hostile ones.
 
 #[cfg(test)]
+mod cloud;
+#[cfg(test)]
 mod double;
 #[cfg(test)]
 mod follow;

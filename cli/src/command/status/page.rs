@@ -81,6 +81,7 @@ fn head(status: &Status) -> String {
             time::words(status.uptime_s)
         ),
         format!("mesh    {}", status.mesh),
+        format!("place   {}", place(&status.region, &status.zone)),
         format!("broker  {}", broker(&status.broker)),
         format!(
             "tunnel  {}, UDP port {}{}",
@@ -98,6 +99,13 @@ fn head(status: &Status) -> String {
         lines.push(format!("dropped {}", counts.join(", ")));
     }
     lines.join("\n") + "\n"
+}
+
+/// `eu-central-1, eu-central-1a`.
+fn place(region: &str, zone: &str) -> String {
+    let known = [region, zone].into_iter().filter(|word| !word.is_empty());
+    let known: Vec<&str> = known.collect();
+    print::list(&known)
 }
 
 fn broker(broker: &Broker) -> String {
@@ -126,6 +134,7 @@ fn addresses(status: &Status) -> String {
 fn links(links: &[Link]) -> String {
     let mut table = Table::new([
         "site",
+        "place",
         "gateway",
         "state",
         "path",
@@ -142,6 +151,7 @@ fn links(links: &[Link]) -> String {
         let known = |value: Option<String>| value.unwrap_or_else(|| NOTHING.to_owned());
         table.row([
             link.site.clone(),
+            place(&link.region, &link.zone),
             link.gateway.clone(),
             state(link),
             path(link),
