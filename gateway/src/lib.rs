@@ -4,6 +4,7 @@
 //! process that configures them as a drop-in WireGuard; `run` is the one that does so for a mesh,
 //! as `links` decide, with `plane` between both; `io` is the only part that touches the kernel.
 
+pub mod agents;
 pub mod data;
 pub mod drops;
 pub mod io;

@@ -178,6 +178,16 @@ pub fn site_hash(site: &Name) -> SiteHash {
     site_tag(site.as_str()).to_be_bytes()
 }
 
+/// Whether a node can have this address in its site's network.
+pub fn is_usable(address: IpAddr) -> bool {
+    let is_special = address.is_unspecified() || address.is_loopback() || address.is_multicast();
+    let is_scoped = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+    };
+    !is_special && !is_scoped
+}
+
 /// Whom a datagram claims to be from, so that the key can be looked up. Costs nothing and proves
 /// nothing.
 pub fn sender_of(datagram: &[u8]) -> Option<Tag> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proto::key::PublicKey;
 use proto::lan::{
-    Answer, Ask, Heard, INTERVAL, LONGEST_INTERVAL, Mode, PORT, Probe, ProbeBy, Sites,
+    Answer, Ask, Heard, INTERVAL, LONGEST_INTERVAL, Mode, PORT, Probe, ProbeBy, Sites, is_usable,
     probe_address,
 };
 
@@ -170,7 +170,9 @@ impl Gateway {
                 .clamp(INTERVAL, LONGEST_INTERVAL),
             leaving: answer.leaving,
             forwards: answer.forwards,
-            other_lan: answer.other_lan,
+            other_lan: answer
+                .other_lan
+                .filter(|other| is_usable(*other) && other.is_ipv4() != self.at.address.is_ipv4()),
         };
         self.remote = Some(remote);
         if !is_same_boot {
@@ -184,8 +186,10 @@ impl Gateway {
         let is_other = former.is_none_or(|former| {
             former.leaving != remote.leaving || former.other_lan != remote.other_lan
         });
-        if !is_same_boot {
-            // The table comes with the next answer; a liar does not make us ask without end.
+        let leaves = remote.leaving && !former.is_some_and(|former| former.leaving);
+        if !is_same_boot || leaves {
+            // The table comes with the next answer, and who leaves waits until we know. A liar does
+            // not make us ask without end.
             let soonest = self.asked_at.map_or(now, |at| at + APART);
             self.next = self.next.min(soonest.max(now));
             News::AskAgain
