@@ -71,6 +71,13 @@ pub(crate) fn uses(text: &str) -> Result<Uses, String> {
     }
 }
 
+/// A gateway's splice, as `host:port`.
+pub(crate) fn gateway(text: &str) -> Result<String, String> {
+    node::contacts::gateway(text).ok_or_else(|| {
+        "a gateway is named by its address in this site, like 10.1.0.1, 10.1.0.1:7802 or [fd00::1]:7802".to_owned()
+    })
+}
+
 /// `host:port`
 pub(crate) fn address(text: &str) -> Result<String, String> {
     if is_broker_address(text) {

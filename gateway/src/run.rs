@@ -14,6 +14,7 @@ mod reflect;
 mod relayed;
 mod report;
 mod routes;
+mod splice;
 mod stop;
 
 use std::collections::{BTreeMap, HashMap};
@@ -54,6 +55,7 @@ use presence::Whereabouts;
 use reflect::Reflection;
 use relayed::Relayed;
 use routes::Routes;
+use splice::Splice;
 use stop::Stopping;
 
 /// How often counters are looked at, and what is not urgent is done.
@@ -183,6 +185,7 @@ struct Daemon {
     whereabouts: Whereabouts,
     reflection: Reflection,
     relayed: Relayed,
+    splice: Splice,
     pings: Pings,
     /// Has the local socket.
     served: JoinHandle<()>,
@@ -224,6 +227,7 @@ impl Daemon {
         whereabouts.look();
         whereabouts.handle_prefixes(&first);
         let relayed = Relayed::start(&options, &node, plane.port)?;
+        let splice = Splice::start(node.view(), options.fwmark.0);
         let is_ready = Arc::<AtomicBool>::default();
         let (served, questions) = serve_questions(socket, metrics, is_ready.clone());
         let inputs = Inputs {
@@ -247,6 +251,7 @@ impl Daemon {
             whereabouts,
             reflection: Reflection::default(),
             relayed,
+            splice,
             pings: Pings::default(),
             served,
             interface: None,
@@ -390,6 +395,7 @@ impl Daemon {
         }
         self.ask_reflectors();
         self.whereabouts.sweep(now);
+        self.splice.handle_lan(self.whereabouts.lan());
         let own = self.whereabouts.candidates();
         let own: Vec<SocketAddr> = own.iter().map(|(address, _)| *address).collect();
         self.links.handle_own_addresses(&own, now);

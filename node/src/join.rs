@@ -17,6 +17,8 @@ use proto::token::{Token, TokenBroker};
 use zeroize::Zeroizing;
 
 use crate::back_off::BackOff;
+use crate::contacts;
+use crate::session::Ways;
 use crate::state::{Draft, LocalNode, Lock, Staging, StateDir};
 use hop::{Hop, Outcome};
 
@@ -39,6 +41,7 @@ pub struct Options {
     pub node: Option<Name>,
     pub region: String,
     pub zone: String,
+    /// A gateway to go through where the brokers cannot be reached directly.
     pub via: Option<String>,
 }
 
@@ -82,6 +85,10 @@ pub async fn join(
         Some(node) => node.clone(),
         None => host_name()?,
     };
+    let via = options.via.as_deref();
+    if let Some(via) = via.filter(|via| contacts::gateway(via).is_none()) {
+        return Err(JoinError::Via(via.to_owned()));
+    }
     if !proto::blob::is_plain(&options.region) || !proto::blob::is_plain(&options.zone) {
         return Err(JoinError::Place);
     }
@@ -205,7 +212,12 @@ impl Join<'_> {
 
     /// `Err` ends the join; everything else lets the next broker have its turn.
     async fn ask(&mut self, broker: &TokenBroker) -> Result<Outcome, JoinError> {
-        let session = match hop::reach(broker, &self.token, self.tell).await {
+        let via = self.options.via.as_deref();
+        let ways = Ways {
+            mark: None,
+            through: via.and_then(contacts::gateway).into_iter().collect(),
+        };
+        let session = match hop::reach(broker, &self.token, &ways, self.tell).await {
             Ok(session) => session,
             Err(tried) => return Ok(Outcome::Failed(tried)),
         };

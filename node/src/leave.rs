@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::cache::{self, Line, MAX_LEAP};
 use crate::journal::{Journal, JournalError};
 use crate::login::log_in;
-use crate::session::{Failure, Session, Why};
+use crate::session::{Failure, Session, Ways, Why};
 use crate::state::{LocalNode, StateDir, StateError};
 use crate::stores::{contacts_of, stores};
 
@@ -175,7 +175,9 @@ impl Goodbye<'_> {
     /// `None` if there this node is one no more.
     async fn connect(&self, broker: &TokenBroker) -> Result<Option<Session>, Failure> {
         let mesh = self.node.membership.mesh;
-        let (mut session, _) = Session::connect(&broker.address, broker.key, mesh).await?;
+        let ways = Ways::of(self.node);
+        let connected = Session::connect_by(&broker.address, broker.key, mesh, &ways).await;
+        let (mut session, _) = connected?;
         let entries: Vec<SignedEntry> = self.ledger.entries().cloned().collect();
         match log_in(&mut session, self.node, &entries).await {
             Ok(()) => Ok(Some(session)),

@@ -9,7 +9,7 @@ pub mod addresses;
 pub mod back_off;
 mod cache;
 pub mod cloud;
-mod contacts;
+pub mod contacts;
 mod durable;
 pub mod follow;
 pub mod join;

@@ -5,6 +5,7 @@ mod connect;
 mod error;
 mod halves;
 mod lists;
+mod through;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -19,9 +20,12 @@ use proto::message::{Answer, Authenticate, Call, Enrol, Push, Reply, Request, Wh
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
+pub use connect::dial;
 pub use error::{Failure, Why};
 pub(crate) use halves::{Receiving, Sending};
 pub(crate) use lists::MAX_HEADS;
+pub(crate) use through::MAX_THROUGH;
+pub use through::Ways;
 
 /// For a name to resolve, a connection to open, TLS, and the hello: each.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(5);
@@ -45,13 +49,28 @@ pub struct Session {
     number: u32,
     early: VecDeque<Push>,
     welcome: Welcome,
-    /// Of the broker: the one it was reached at first, then others of its name.
+    /// Of the broker: the one it was reached at first, then others of its name. None if it was
+    /// reached through a gateway.
     reached: Vec<SocketAddr>,
+    /// The gateway that passes the bytes on.
+    through: Option<String>,
 }
 
 impl Session {
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The same for people, with the gateway in between if there is one.
+    pub fn way(&self) -> String {
+        match &self.through {
+            Some(gateway) => format!("{} through gateway {gateway}", self.address),
+            None => self.address.clone(),
+        }
+    }
+
+    pub(crate) fn through(&self) -> Option<&str> {
+        self.through.as_deref()
     }
 
     /// Where the broker serves on another port.

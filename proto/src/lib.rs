@@ -26,4 +26,5 @@ pub mod prefix;
 pub mod record;
 pub mod reflect;
 pub mod relay;
+pub mod splice;
 pub mod token;

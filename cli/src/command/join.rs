@@ -42,8 +42,8 @@ pub(crate) struct Arguments {
     /// Where in its region.
     #[arg(long, value_name = "Z", env = "CAUSEWAY_ZONE", default_value = "")]
     zone: String,
-    /// The gateway through which daemons reach the broker, if they cannot by themselves; join itself does not use it.
-    #[arg(long, value_name = "GATEWAY", env = "CAUSEWAY_VIA")]
+    /// A gateway of this site, by its address here, with its port if that is not 7802: brokers that this machine cannot reach are reached through it, now and later.
+    #[arg(long, value_name = "GATEWAY", env = "CAUSEWAY_VIA", value_parser = parse::gateway)]
     via: Option<String>,
     /// Only to say why a token does not belong there.
     #[arg(long = "token", hide = true, value_name = "TOKEN")]
@@ -90,11 +90,6 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    if let Some(via) = &options.via {
-        eprintln!(
-            "--via {via} is kept for this machine's agent, which this version does not have yet; join itself calls the brokers directly"
-        );
-    }
     let joined = runtime.block_on(narrated(options))?;
     if arguments.output.json {
         print::json(&Shown {

@@ -342,6 +342,7 @@ impl Daemon {
         interface
             .chain(self.routes.problems())
             .chain(self.whereabouts.problems())
+            .chain(self.splice.problems())
             .collect()
     }
 }

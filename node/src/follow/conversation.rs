@@ -48,16 +48,18 @@ pub(super) struct Talk {
 
 impl Visitor {
     pub(super) async fn converse(&mut self, session: Session, broker: &TokenBroker) -> End {
+        let way = session.way();
+        self.last_through = session.through().map(str::to_owned);
         let mut talk = Talk::new(session, broker);
         if let Err(end) = self.begin(&mut talk).await {
             return end;
         }
         let mut keeper = self.shared.keeper.lock().await;
-        keeper.handle_connected(self.store, &broker.address);
+        keeper.handle_connected(self.store, &way);
         let is_gateway = keeper.role() == Role::Gateway;
         drop(keeper);
         tracing::info!(
-            broker = broker.address,
+            broker = way,
             store = %self.store,
             "in touch with a broker"
         );

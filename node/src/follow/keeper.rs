@@ -13,7 +13,7 @@ use tokio::time::{Duration, Instant};
 use super::cache_file::CacheFile;
 use super::register::{Handed, Register, Wanted};
 use super::view::{BrokerState, Problem, ReflectorSession, StoreView, View};
-use crate::contacts::contacts;
+use crate::contacts::{self, contacts};
 use crate::state::LocalNode;
 use crate::stores::{StoreName, stores};
 
@@ -138,6 +138,28 @@ impl Keeper {
         stores(&self.local.membership.brokers, charter)
     }
 
+    /// Gateways that may have a way to brokers that this node lacks: the one it joined through, and
+    /// those of its site. A gateway has ways of its own, unless it joined through another.
+    pub(super) fn gateways(&self) -> Vec<String> {
+        let membership = &self.local.membership;
+        let mut gateways: Vec<String> = membership.gateway().into_iter().collect();
+        if self.role == Role::Gateway && gateways.is_empty() {
+            return gateways;
+        }
+        for (identity, peer) in &self.register.shown().peers {
+            let record = &peer.node.record;
+            let is_one = record.role == Role::Gateway && record.site == *membership.site();
+            let is_other = *identity != self.local.identity_key();
+            if let Some(address) = peer.lan_address.filter(|_| is_one && is_other) {
+                let gateway = contacts::at(address);
+                if !gateways.contains(&gateway) {
+                    gateways.push(gateway);
+                }
+            }
+        }
+        gateways
+    }
+
     /// Which stores there are to follow from now on.
     pub(super) fn handle_stores(&mut self, known: &BTreeSet<StoreName>) {
         if self.stores.keys().eq(known) {
@@ -166,10 +188,11 @@ impl Keeper {
         touch.is_some_and(|touch| matches!(touch.state, BrokerState::Connected { .. }))
     }
 
-    pub(super) fn handle_connected(&mut self, store: StoreName, address: &str) {
+    /// `way` names the broker, and the gateway in between if there is one.
+    pub(super) fn handle_connected(&mut self, store: StoreName, way: &str) {
         if let Some(touch) = self.touch(store) {
             touch.state = BrokerState::Connected {
-                address: address.to_owned(),
+                address: way.to_owned(),
             };
         }
         self.show();

@@ -73,16 +73,13 @@ pub struct StoreView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrokerState {
     Connected {
+        /// With the gateway that it is reached through, if it is.
         address: String,
     },
     /// What is shown was verified before; no broker is connected, for these reasons.
-    Cached {
-        reasons: Vec<String>,
-    },
+    Cached { reasons: Vec<String> },
     /// Nothing is known, and no broker can be reached.
-    Unreachable {
-        reasons: Vec<String>,
-    },
+    Unreachable { reasons: Vec<String> },
 }
 
 /// What a person should look at.

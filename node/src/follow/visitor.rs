@@ -11,7 +11,7 @@ use super::register::Source;
 use super::view::Problem;
 use super::{Cause, Timing};
 use crate::back_off::{BackOff, Chance};
-use crate::session::{Failure, Session};
+use crate::session::{Failure, MAX_THROUGH, Session, Ways};
 use crate::state::LocalNode;
 use crate::stores::{StoreName, contacts_of};
 
@@ -41,6 +41,8 @@ pub(super) struct Visitor {
     /// Whom to turn to first, and whom last.
     first: Option<TokenBroker>,
     last: Option<TokenBroker>,
+    /// The gateway that the last conversation went through.
+    pub(super) last_through: Option<String>,
 }
 
 /// Why a conversation ended.
@@ -89,6 +91,7 @@ impl Visitor {
             chance,
             first: None,
             last: None,
+            last_through: None,
         }
     }
 
@@ -162,8 +165,8 @@ impl Visitor {
 
     async fn visit(&mut self, contact: &TokenBroker) -> End {
         let mesh = self.shared.local.membership.mesh;
-        let mark = self.shared.fwmark;
-        let connect = Session::connect_marked(&contact.address, contact.key, mesh, mark);
+        let ways = self.ways().await;
+        let connect = Session::connect_by(&contact.address, contact.key, mesh, &ways);
         match self.unless_stopped(connect).await {
             None => End::Stopped,
             Some(Err(failure)) => End::Failed(failure),
@@ -171,6 +174,20 @@ impl Visitor {
                 self.note_clock(welcome.now).await;
                 self.converse(session, contact).await
             }
+        }
+    }
+
+    /// The gateways by chance, so that nodes spread over them; the one that a conversation has ended
+    /// with comes last.
+    async fn ways(&mut self) -> Ways {
+        let mut through = self.shared.keeper.lock().await.gateways();
+        self.chance.shuffle(&mut through);
+        let last = self.last_through.take();
+        through.sort_by_key(|gateway| Some(gateway) == last.as_ref());
+        through.truncate(MAX_THROUGH);
+        Ways {
+            mark: self.shared.fwmark,
+            through,
         }
     }
 

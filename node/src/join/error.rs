@@ -53,6 +53,10 @@ pub enum JoinError {
         "region and zone are up to 255 printable ASCII characters without spaces at their ends"
     )]
     Place,
+    #[error(
+        "{0:?} is no address of a gateway; name it with --via as an address of this site, like 10.1.0.1 or 10.1.0.1:7802"
+    )]
+    Via(String),
     #[error("{}{}", list(.tried), and_now(*.again))]
     NoBroker { tried: Vec<Tried>, again: bool },
     #[error("the broker at {address} refused: {}", crate::refusal::sentence(.refusal, crate::now()))]

@@ -11,7 +11,7 @@ use super::{JoinError, Step, Tried};
 use crate::cache::Line;
 use crate::contacts::without_removed;
 use crate::refusal;
-use crate::session::{Failure, Session, Why};
+use crate::session::{Failure, Session, Ways, Why};
 
 pub(super) enum Outcome {
     Taken(Box<Taken>),
@@ -38,13 +38,14 @@ pub(super) struct Hop<'a> {
 pub(super) async fn reach(
     broker: &TokenBroker,
     token: &Token,
+    ways: &Ways,
     tell: &mut (dyn FnMut(Step) + Send),
 ) -> Result<Session, Tried> {
-    let (session, _) = Session::connect(&broker.address, broker.key, token.mesh)
+    let (session, _) = Session::connect_by(&broker.address, broker.key, token.mesh, ways)
         .await
         .map_err(|failure| tried(&failure))?;
     tell(Step::Reached {
-        address: broker.address.clone(),
+        address: session.way(),
         key: broker.key,
     });
     Ok(session)
@@ -190,8 +191,7 @@ fn cache(ledger: &Ledger) -> Vec<u8> {
 
 fn tried(failure: &Failure) -> Tried {
     Tried {
-        // A broker with more callers than it lets wait hangs up on some.
-        turned_away: matches!(failure.why, Why::Closed | Why::Broken(_)),
+        turned_away: failure.why.is_hung_up(),
         ..failed(failure.address.clone(), failure.why.to_string())
     }
 }

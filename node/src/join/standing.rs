@@ -11,7 +11,7 @@ use crate::cache::Line;
 use crate::follow::Problem;
 use crate::journal::Journal;
 use crate::login::log_in;
-use crate::session::Session;
+use crate::session::{Session, Ways};
 use crate::state::LocalNode;
 
 /// Whoever repeats a join waits no longer for brokers that are away.
@@ -50,9 +50,10 @@ fn standing(node: &LocalNode) -> Standing {
 
 /// The word of the first broker that answers.
 async fn refused(node: &LocalNode) -> Option<Problem> {
+    let ways = Ways::of(node);
     for broker in &node.membership.brokers {
         let mesh = node.membership.mesh;
-        let reached = Session::connect(&broker.address, broker.key, mesh).await;
+        let reached = Session::connect_by(&broker.address, broker.key, mesh, &ways).await;
         let Ok((mut session, _)) = reached else {
             continue;
         };

@@ -1,7 +1,7 @@
 //! From an address to a session: resolve, connect, TLS with the pin, hello.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,12 +41,24 @@ impl Session {
         mark: Option<u32>,
     ) -> Result<(Session, Welcome), Failure> {
         let connected = async {
-            let (stream, exporter, reached) = tls_stream(address, pin, mark).await?;
+            let (stream, reached) = dial(address, mark).await?;
+            let (stream, exporter) = handshake(stream, reached[0].ip(), pin).await?;
             let mut session = greet(address, Box::new(stream), Some(exporter), mesh).await?;
             session.reached = reached;
             Ok(session)
         };
         named(address, connected.await)
+    }
+
+    /// Over a connection that leads to the broker, whoever passes it on.
+    pub(super) async fn over(
+        stream: TcpStream,
+        address: &str,
+        pin: PublicKey,
+        mesh: MeshId,
+    ) -> Result<Session, Why> {
+        let (stream, exporter) = handshake(stream, Ipv4Addr::UNSPECIFIED.into(), pin).await?;
+        greet(address, Box::new(stream), Some(exporter), mesh).await
     }
 
     /// Over a broker's `broker.sock`, where the kernel says who calls.
@@ -76,11 +88,9 @@ fn named(address: &str, session: Result<Session, Why>) -> Result<(Session, Welco
     }
 }
 
-async fn tls_stream(
-    address: &str,
-    pin: PublicKey,
-    mark: Option<u32>,
-) -> Result<(TlsStream<TcpStream>, [u8; 32], Vec<SocketAddr>), Why> {
+/// Opens a connection to `host:port`, its addresses in turn; they come along, the one that was
+/// taken first.
+pub async fn dial(address: &str, mark: Option<u32>) -> Result<(TcpStream, Vec<SocketAddr>), Why> {
     let resolved = match timeout(STEP_DEADLINE, lookup_host(address)).await {
         Ok(resolved) => resolved.map_err(Why::Resolve)?,
         Err(_) => return Err(Why::Resolve(io::ErrorKind::TimedOut.into())),
@@ -91,8 +101,7 @@ async fn tls_stream(
         match tcp_stream(reached[at], mark).await {
             Ok(stream) => {
                 reached[..=at].rotate_right(1);
-                let (stream, exporter) = handshake(stream, reached[0], pin).await?;
-                return Ok((stream, exporter, reached));
+                return Ok((stream, reached));
             }
             Err(why) => last = why,
         }
@@ -118,12 +127,13 @@ async fn tcp_stream(target: SocketAddr, mark: Option<u32>) -> Result<TcpStream, 
 
 async fn handshake(
     stream: TcpStream,
-    target: SocketAddr,
+    named: IpAddr,
     pin: PublicKey,
 ) -> Result<(TlsStream<TcpStream>, [u8; 32]), Why> {
     let shown = Arc::new(Shown::default());
     let config = tls::client(pin, shown.clone()).map_err(Why::Tls)?;
-    let name = ServerName::IpAddress(target.ip().into());
+    // Who is there the pin says; TLS wants a name.
+    let name = ServerName::IpAddress(named.into());
     let connect = TlsConnector::from(config).connect(name, stream);
     let stream = match timeout(STEP_DEADLINE, connect).await {
         Ok(Ok(stream)) => stream,
@@ -161,6 +171,7 @@ async fn greet(
         exporter,
         number: 0,
         reached: Vec::new(),
+        through: None,
         early: std::collections::VecDeque::new(),
         welcome: Welcome {
             versions: SPOKEN,

@@ -8,6 +8,7 @@ use proto::frame::FrameError;
 use proto::hello::HelloError;
 use proto::key::{MeshId, PublicKey};
 use proto::message::Refusal;
+use proto::splice::Verdict;
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -73,8 +74,26 @@ pub enum Why {
     Tls(rustls::Error),
     #[error("the local socket takes neither joins nor logins")]
     NoExporter,
+    #[error("nothing listens there; is it a gateway of this site, and does it run?")]
+    NoGateway,
+    #[error("{}", .0.sentence())]
+    Splice(Verdict),
+    #[error("what answers there is no gateway")]
+    NotAGateway,
+    #[error("{direct}{}", list(.through))]
+    NoWay {
+        direct: Box<Why>,
+        /// The gateways that were tried after that.
+        through: Vec<Failure>,
+    },
     #[error("{}", crate::refusal::sentence(.0, crate::now()))]
     Refused(Refusal),
+}
+
+fn list(through: &[Failure]) -> String {
+    let each = through.iter();
+    each.map(|failure| format!("; through gateway {failure}"))
+        .collect()
 }
 
 impl Failure {
@@ -90,5 +109,13 @@ impl Why {
         } else {
             None
         }
+    }
+
+    /// Somebody took the connection and ended it: a broker with more callers than it lets wait does.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        if let Why::NoWay { direct, through } = self {
+            return direct.is_hung_up() || through.iter().any(|one| one.why.is_hung_up());
+        }
+        matches!(self, Why::Closed | Why::Broken(_))
     }
 }

@@ -11,7 +11,7 @@ use proto::token::TokenBroker;
 use serde::{Deserialize, Serialize};
 
 use super::{MEMBERSHIP, StateError, check, failed};
-use crate::durable;
+use crate::{contacts, durable};
 
 const VERSION: u32 = 1;
 
@@ -25,7 +25,7 @@ pub struct Membership {
     pub node: Name,
     pub region: String,
     pub zone: String,
-    /// The gateway through which an agent reaches the mesh, if it was named.
+    /// The gateway through which this node reaches brokers, if it was named.
     pub via: Option<String>,
     /// Unix seconds.
     pub joined: u64,
@@ -101,6 +101,11 @@ impl Membership {
 
     pub fn grant(&self) -> &Grant {
         self.grant.grant().expect("checked when it was made")
+    }
+
+    /// The gateway that the node joined through, as `host:port`.
+    pub(crate) fn gateway(&self) -> Option<String> {
+        self.via.as_deref().and_then(contacts::gateway)
     }
 
     pub fn grant_entry(&self) -> &SignedEntry {
