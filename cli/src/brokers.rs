@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context;
-use node::session::{Failure, Session, Why};
+use node::session::{Failure, Session, Ways, Why};
 use proto::entry::{SignedEntry, StoreId};
 use proto::hello::Welcome;
 use proto::key::{Hash, MeshId, PublicKey, SigningKey};
@@ -39,9 +39,19 @@ pub(crate) enum Caller<'a> {
     Node {
         identity: &'a SigningKey,
         enrolment: &'a [u8],
+        ways: &'a Ways,
     },
     /// Whoever may open the local socket.
     Local,
+}
+
+impl Caller<'_> {
+    fn ways(&self) -> Ways {
+        match self {
+            Caller::Node { ways, .. } => Ways::clone(ways),
+            Caller::Authority(_) | Caller::Local => Ways::default(),
+        }
+    }
 }
 
 /// A broker as the ledger or a node's membership names it.
@@ -242,7 +252,11 @@ impl Found {
             .into_iter()
             .filter(|place| !self.keys.contains(&place.pin));
         for Place { address, pin } in places {
-            opening.spawn(async move { (pin, Session::connect(&address, pin, mesh).await) });
+            let ways = caller.ways();
+            opening.spawn(async move {
+                let connected = Session::connect_by(&address, pin, mesh, &ways);
+                (pin, connected.await)
+            });
         }
         let mut failed: BTreeMap<PublicKey, Vec<String>> = BTreeMap::new();
         while let Some(opened) = opening.join_next().await {
@@ -319,6 +333,7 @@ async fn authenticate(mut session: Session, caller: Caller<'_>) -> Result<Sessio
         Caller::Node {
             identity,
             enrolment,
+            ..
         } => session.authenticate_node(identity, enrolment).await?,
         Caller::Local => {}
     }

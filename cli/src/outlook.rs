@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
 
 use anyhow::bail;
+use node::session::Ways;
 use node::state::{LocalNode, StateDir};
 use proto::enrolment::Enrolment;
 use proto::entry::{SignedEntry, StoreId};
@@ -98,11 +99,16 @@ impl Outlook {
             Source::Node(node) => view_of(node),
             Source::Socket(mesh) => (Ledger::new(*mesh), Vec::new(), *mesh),
         };
+        let ways = match &source {
+            Source::Node(node) => Ways::of(node),
+            Source::Authority { .. } | Source::Broker { .. } | Source::Socket(_) => Ways::default(),
+        };
         let caller = match &source {
             Source::Authority { key, .. } => Caller::Authority(key),
             Source::Node(node) => Caller::Node {
                 identity: &node.identity,
                 enrolment: node.membership.enrolment(),
+                ways: &ways,
             },
             Source::Broker { .. } | Source::Socket(_) => Caller::Local,
         };

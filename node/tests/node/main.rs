@@ -26,6 +26,8 @@ mod stores;
 #[cfg(test)]
 mod tcp_only;
 #[cfg(test)]
+mod through;
+#[cfg(test)]
 mod with_broker;
 #[cfg(test)]
 mod world;
