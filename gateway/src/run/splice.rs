@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use ip_network::IpNetwork;
 use node::follow::View;
+use node::status::Problem;
 use proto::ledger::{PrefixState, Standing};
 use proto::splice::{self, Verdict};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,7 +23,6 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 
 use crate::io::boottime;
-use crate::status::Problem;
 use seats::{Number, Seats};
 
 /// For the call, once a connection is open.
