@@ -58,7 +58,9 @@ pub struct Chain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     Prerouting = 0,
+    Input = 1,
     Forward = 2,
+    Output = 3,
     Postrouting = 4,
 }
 
@@ -104,7 +106,7 @@ const GUARD_PRIORITY: i32 = 300;
 const RAW: i32 = -300;
 const MANGLE: i32 = -150;
 /// One before source translation.
-const BEFORE_SRCNAT: i32 = 99;
+pub(crate) const BEFORE_SRCNAT: i32 = 99;
 
 /// The same in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -391,7 +393,9 @@ impl fmt::Display for Hook {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
             Hook::Forward => "forward",
+            Hook::Output => "output",
             Hook::Postrouting => "postrouting",
         })
     }

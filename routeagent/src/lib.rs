@@ -11,6 +11,7 @@ pub mod facts;
 pub mod guard;
 pub mod health;
 pub mod held;
+pub mod inspect;
 mod lock;
 mod netlink;
 pub mod plan;

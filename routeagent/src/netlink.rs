@@ -5,6 +5,7 @@ mod expression;
 pub(crate) mod forward;
 pub(crate) mod link;
 pub(crate) mod nft;
+pub(crate) mod raw;
 pub(crate) mod route;
 pub(crate) mod rule;
 mod transactions;

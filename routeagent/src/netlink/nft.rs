@@ -230,8 +230,12 @@ impl Nft {
         Ok(all)
     }
 
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
     /// Answers to an earlier request that ended in an error.
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         while self.socket.recv_from_full().is_ok() {}
     }
 
@@ -287,7 +291,7 @@ fn control(message: ControlMessage) -> Vec<u8> {
     bytes(NLM_F_REQUEST, NetfilterMessage::new(header, message), 0)
 }
 
-fn serialize(
+pub(super) fn serialize(
     family: NetfilterProtoFamily,
     flags: u16,
     message: NfTablesMessage,
