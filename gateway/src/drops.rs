@@ -28,6 +28,8 @@ reasons! {
     TunChecksum = "tun_checksum",
     /// From the TUN: no peer's allowed-ips hold the destination, or no site's prefixes.
     NoPeer = "no_peer",
+    /// From the TUN: to an address that agents' probes go to, and no probe, or too many.
+    LanProbe = "lan_probe",
     /// The peer has no endpoint yet.
     NoEndpoint = "no_endpoint",
     /// The peer's public key is low-order: it is listed, but nothing is ever sent to it.

@@ -7,6 +7,7 @@ pub mod ecn;
 pub mod fit;
 pub mod headers;
 pub mod mss;
+pub mod probe;
 pub mod split;
 pub mod unreachable;
 pub mod vnet;

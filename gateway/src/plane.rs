@@ -336,6 +336,12 @@ impl Control {
                 datagram: reflected.datagram,
             });
         }
+        while let Some(probe) = inbox.pop_probe() {
+            events.push(PlaneEvent::LanProbe {
+                thread: probe.thread,
+                packet: probe.packet,
+            });
+        }
         let lost = self.outgoing.push(events);
         self.drops[self.drops.len() - 1].add(DropReason::RingFull, lost);
     }

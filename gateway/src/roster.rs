@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use node::follow::{Peer, View};
 use proto::entry::Role;
 use proto::key::PublicKey;
+use proto::lan::{self, ProbeBy};
 use proto::ledger::{PrefixState, Standing};
 use proto::name::Name;
 use routeagent::facts::{Exit, Facts, Vxlan};
@@ -74,9 +75,29 @@ pub fn facts(
                 port: VXLAN_PORT,
                 own: view.identity,
             },
-            probes: Vec::new(),
+            probes: probe_addresses(&view.identity),
         }),
     }
+}
+
+/// Where agents of our site try the ways to this gateway, packets of the mesh going the same.
+pub fn probe_addresses(gateway: &PublicKey) -> Vec<IpAddr> {
+    let ways = [ProbeBy::Direct, ProbeBy::Vxlan];
+    let both = ways.map(|by| lan::probe_addresses(gateway, by));
+    both.into_iter()
+        .flat_map(|(v4, v6)| [v4.into(), v6.into()])
+        .collect()
+}
+
+/// Whether it is an address of this node's site, by the longest prefix: another site's may lie
+/// inside one of ours.
+pub fn is_own(view: &View, address: IpAddr) -> bool {
+    let holding = view
+        .prefixes
+        .iter()
+        .filter(|held| held.state == PrefixState::Owned && held.prefix.contains(address));
+    let longest = holding.max_by_key(|held| held.prefix.netmask());
+    longest.is_some_and(|held| held.site == view.site)
 }
 
 /// UDP, where no other is asked for.

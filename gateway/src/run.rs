@@ -354,6 +354,7 @@ impl Daemon {
                     self.whereabouts.handle_reflected(self.reflection.seen());
                 }
             }
+            PlaneEvent::LanProbe { .. } => {}
             PlaneEvent::Addresses => self.whereabouts.look_again(),
             PlaneEvent::Interface(state) => self.interface = state.err(),
         }

@@ -2,6 +2,7 @@
 //! and what the links say, to what the packet path looks up.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ip_network::IpNetwork;
@@ -18,6 +19,8 @@ use crate::links::{Carriers, Carry};
 pub struct Table {
     /// Prefixes of this site.
     pub own: Vec<IpNetwork>,
+    /// Where agents of this site send probes to this gateway.
+    pub probes: Vec<IpAddr>,
     pub sites: BTreeMap<Name, Site>,
 }
 
@@ -91,6 +94,7 @@ impl Table {
             prefixes: prefixes.collect(),
             senders,
             own: self.own.clone(),
+            probes: self.probes.clone(),
             own_port: None,
         }
     }
@@ -128,8 +132,6 @@ fn seed_of(gateway: &PublicKey) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use proto::key::SigningKey;
 
     use super::*;

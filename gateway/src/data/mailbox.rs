@@ -57,6 +57,8 @@ pub enum Command {
         packet: Box<[u8]>,
         to: Option<SocketAddr>,
     },
+    /// A whole packet for this host's kernel.
+    ToTun(Box<[u8]>),
     /// The inner packets that a link's path carries, in a mesh.
     LinkMtu {
         slot: u32,
@@ -154,7 +156,7 @@ struct Commands {
 impl Commands {
     /// Whether there was room.
     fn push(&mut self, command: Command) -> bool {
-        if let Command::SendControl { packet, .. } = &command {
+        if let Command::SendControl { packet, .. } | Command::ToTun(packet) = &command {
             let bytes = self.packet_bytes + packet.len();
             if self.packets >= CONTROL_PACKETS || bytes > CONTROL_BYTES {
                 return false;

@@ -72,6 +72,8 @@ pub struct Mesh {
     pub senders: Vec<(LinkPlace, Sender)>,
     /// Our own site's prefixes.
     pub own: Vec<IpNetwork>,
+    /// Where agents of our site send probes, through the TUN.
+    pub probes: Vec<IpAddr>,
     pub own_port: Option<u16>,
 }
 
@@ -129,9 +131,16 @@ impl Snapshot {
             }
             slots[slot] = Some(sender);
         }
+        // An owner that nobody carries, so that no packet but these pays for them.
+        let (mut prefixes, mut owners) = (mesh.prefixes, mesh.owners);
+        let us = OwnerId(owners.len() as u32);
+        owners.push(Owner {
+            carried: Carried::Nobody(DropReason::LanProbe),
+        });
+        prefixes.extend(mesh.probes.into_iter().map(|at| (IpNetwork::from(at), us)));
         Snapshot {
-            prefixes: table(mesh.prefixes.into_iter()),
-            owners: mesh.owners,
+            prefixes: table(prefixes.into_iter()),
+            owners,
             senders: Some(senders),
             own: table(mesh.own.into_iter().map(|prefix| (prefix, ()))),
             mtu: 0,

@@ -4,6 +4,7 @@ mod commands;
 mod fitted;
 mod mesh;
 mod outward;
+mod probes;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::io::udp::{Inbox, Received, UdpSocket};
 use crate::packet::split::SPARE;
 use crate::packet::vnet::VnetHeader;
 use fitted::Fitter;
+use probes::Pace;
 
 /// A vnet header, the largest packet, and room for padding behind it.
 pub const FRAME_BUFFER: usize = VnetHeader::LEN + 65_536 + SPARE;
@@ -87,6 +89,7 @@ pub struct DataThread {
     errors_since: Duration,
     errors_left: u32,
     fitter: Fitter,
+    probes: Pace,
     stopping: bool,
 }
 
@@ -119,6 +122,7 @@ impl DataThread {
             errors_since: Duration::ZERO,
             errors_left: ERRORS_PER_SECOND,
             fitter: Fitter::default(),
+            probes: Pace::default(),
             stopping: false,
         })
     }

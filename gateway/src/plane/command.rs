@@ -44,6 +44,11 @@ pub enum Command {
         to: SocketAddr,
         datagram: Box<[u8]>,
     },
+    /// A whole packet for this host's kernel, by the queue of this thread.
+    ToTun {
+        thread: usize,
+        packet: Box<[u8]>,
+    },
     Stop,
 }
 
@@ -123,6 +128,11 @@ impl Control {
             Command::Ask { to, datagram } => {
                 self.shared.control.handle_question(to);
                 self.screen.send(to, &datagram);
+            }
+            Command::ToTun { thread, packet } => {
+                if let Some(told) = self.told.get_mut(thread) {
+                    told.push(mailbox::Command::ToTun(packet));
+                }
             }
             Command::Stop => self.stopping = true,
         }

@@ -11,6 +11,7 @@ const MAX_PACKETS: usize = 8192;
 const MAX_PACKET_BYTES: usize = 4 << 20;
 /// Apart from control packets, which they must not crowd out.
 const MAX_REFLECTED: usize = 16;
+const MAX_PROBES: usize = 256;
 
 #[derive(Debug)]
 pub enum PlaneEvent {
@@ -29,6 +30,9 @@ pub enum PlaneEvent {
         from: SocketAddr,
         datagram: Box<[u8]>,
     },
+    /// A packet from the TUN to one of our probe addresses; nothing of it is verified. The answer
+    /// goes back by the same thread.
+    LanProbe { thread: usize, packet: Box<[u8]> },
     /// Addresses or routes of this host have changed.
     Addresses,
     /// The interface was deleted and is there again, or cannot be made.
@@ -47,6 +51,7 @@ struct List {
     packets: usize,
     packet_bytes: usize,
     reflected: usize,
+    probes: usize,
     is_closed: bool,
 }
 
@@ -68,6 +73,11 @@ impl List {
                 self.reflected += usize::from(room);
                 room
             }
+            PlaneEvent::LanProbe { .. } => {
+                let room = self.probes < MAX_PROBES;
+                self.probes += usize::from(room);
+                room
+            }
             PlaneEvent::Session { .. }
             | PlaneEvent::Source { .. }
             | PlaneEvent::Addresses
@@ -76,7 +86,8 @@ impl List {
     }
 
     fn take(&mut self) -> Vec<PlaneEvent> {
-        (self.packets, self.packet_bytes, self.reflected) = (0, 0, 0);
+        (self.packets, self.packet_bytes) = (0, 0);
+        (self.reflected, self.probes) = (0, 0);
         std::mem::take(&mut self.events)
     }
 }

@@ -17,6 +17,7 @@ use crate::drops::DropReason;
 use crate::io::{self, boottime};
 use crate::links::{Change, Counters, Event, PathKind, Roster};
 use crate::plane::{Command, NewLink};
+use crate::roster;
 use crate::status::{Pong, Status};
 use crate::table::Table;
 
@@ -205,7 +206,8 @@ impl Daemon {
     }
 
     pub(super) fn tell_table(&mut self) {
-        let table = Table::new(&self.view.prefixes, &self.view.site, self.links.carriers());
+        let mut table = Table::new(&self.view.prefixes, &self.view.site, self.links.carriers());
+        table.probes = roster::probe_addresses(&self.view.identity);
         if table != self.table {
             self.table = table;
             self.plane

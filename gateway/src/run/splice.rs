@@ -14,7 +14,7 @@ use std::time::Duration;
 use ip_network::IpNetwork;
 use node::follow::View;
 use node::status::Problem;
-use proto::ledger::{PrefixState, Standing};
+use proto::ledger::Standing;
 use proto::splice::{self, Verdict};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, tcp};
@@ -23,6 +23,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 
 use crate::io::boottime;
+use crate::roster;
 use seats::{Number, Seats};
 
 /// For the call, once a connection is open.
@@ -218,15 +219,7 @@ impl Service {
         if !matches!(view.standing, Standing::Good | Standing::Quarantined) {
             return Some(Verdict::PutOut);
         }
-        let holding = view
-            .prefixes
-            .iter()
-            .filter(|held| held.state == PrefixState::Owned && held.prefix.contains(from));
-        // By the longest prefix: another site's may lie inside ours.
-        let own = match holding.max_by_key(|held| held.prefix.netmask()) {
-            Some(held) => held.site == view.site,
-            None => false,
-        };
+        let own = roster::is_own(&view, from);
         let is_near = || segment_of(at).is_some_and(|segment| segment.contains(from));
         (!own && !is_near()).then_some(Verdict::Stranger)
     }

@@ -16,6 +16,7 @@ use super::RawHandshake;
 use crate::data::link::Endpoint;
 use crate::data::snapshot::LinkPlace;
 use crate::io::boottime;
+use crate::packet::probe;
 
 /// Handshakes that reached data threads and wait for control.
 const RAW_HANDSHAKES: usize = 256;
@@ -24,6 +25,7 @@ const CONTROL_PACKETS: usize = 4096;
 const CONTROL_BYTES: usize = 4 << 20;
 const NEWS: usize = 4096;
 const REFLECTED: usize = 16;
+const PROBES: usize = 64;
 /// Taken of reflectors within a second; a question a second is much already.
 const REFLECTED_A_SECOND: u32 = 64;
 /// Reflectors that were asked last; one of each family is asked at a time.
@@ -35,6 +37,7 @@ const _: () = assert!(
         + CONTROL_PACKETS * size_of::<ControlPacket>()
         + NEWS * size_of::<News>()
         + REFLECTED * (size_of::<Reflected>() + REFLECTED_LEN)
+        + PROBES * (size_of::<LanProbe>() + probe::MAX_LEN)
         + RAW_HANDSHAKES * size_of::<RawHandshake>()
         < 6 << 20,
     "the most that can wait for control"
@@ -67,6 +70,14 @@ pub struct Reflected {
     pub datagram: Box<[u8]>,
 }
 
+/// A packet that came from the TUN for one of our probe addresses.
+#[derive(Debug)]
+pub struct LanProbe {
+    /// Whose queue it came by: the kernel takes answers by it.
+    pub thread: usize,
+    pub packet: Box<[u8]>,
+}
+
 pub struct ControlInbox {
     handshakes: ArrayQueue<RawHandshake>,
     mesh: Option<MeshQueues>,
@@ -82,6 +93,7 @@ struct MeshQueues {
     packet_bytes: AtomicUsize,
     news: ArrayQueue<News>,
     reflected: ArrayQueue<Reflected>,
+    probes: ArrayQueue<LanProbe>,
     asked: Mutex<Asked>,
 }
 
@@ -145,6 +157,7 @@ impl ControlInbox {
             packet_bytes: AtomicUsize::new(0),
             news: ArrayQueue::new(NEWS),
             reflected: ArrayQueue::new(REFLECTED),
+            probes: ArrayQueue::new(PROBES),
             asked: Mutex::default(),
         };
         Ok(ControlInbox {
@@ -247,6 +260,21 @@ impl ControlInbox {
 
     pub fn pop_reflected(&self) -> Option<Reflected> {
         self.mesh.as_ref()?.reflected.pop()
+    }
+
+    pub(in crate::data) fn push_probe(&self, thread: usize, packet: &[u8]) -> bool {
+        let Some(mesh) = &self.mesh else { return false };
+        if packet.len() > probe::MAX_LEN || mesh.probes.is_full() {
+            return false;
+        }
+        let packet = packet.into();
+        let taken = mesh.probes.push(LanProbe { thread, packet }).is_ok();
+        self.wake();
+        taken
+    }
+
+    pub fn pop_probe(&self) -> Option<LanProbe> {
+        self.mesh.as_ref()?.probes.pop()
     }
 
     pub fn wake(&self) {

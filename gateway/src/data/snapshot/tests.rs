@@ -4,6 +4,7 @@ const OURS: &str = "10.1.0.1";
 const THEIRS: &str = "10.2.0.1";
 const OTHERS: &str = "10.3.0.1";
 const NOBODYS: &str = "192.0.2.1";
+const PROBE: &str = "198.18.0.1";
 
 const SIBLING: LinkPlace = LinkPlace { thread: 0, slot: 0 };
 const NEAR: LinkPlace = LinkPlace { thread: 0, slot: 1 };
@@ -50,6 +51,7 @@ fn mesh(far: Carried) -> Snapshot {
             (FAR, Sender::Site(OwnerId(1))),
         ],
         own: vec![prefix("10.1.0.0/16")],
+        probes: vec![ip(PROBE), ip("2001:2::1")],
         own_port: None,
     })
 }
@@ -151,6 +153,25 @@ fn a_packet_goes_to_a_gateway_of_the_site_of_its_destination() {
     assert_eq!(down.link_for(ip(OTHERS), &[]), Err(DropReason::SiteDown));
     let empty = mesh(Carried::By(Box::new([])));
     assert_eq!(empty.link_for(ip(OTHERS), &[]), Err(DropReason::SiteDown));
+}
+
+#[test]
+fn a_probe_address_is_reached_from_our_own_site_and_by_no_link() {
+    let snapshot = far_is_up();
+    for probe in [PROBE, "2001:2::1"] {
+        let told = snapshot.link_for(ip(probe), &[]);
+        assert_eq!(told, Err(DropReason::LanProbe));
+    }
+    let beside = snapshot.link_for(ip("198.18.0.2"), &[]);
+    assert_eq!(beside, Err(DropReason::NoPeer));
+    for (place, way, reason) in [
+        (NEAR, [THEIRS, PROBE], DropReason::InnerDestination),
+        (NEAR, [PROBE, OURS], DropReason::InnerSource),
+        (SIBLING, [OURS, PROBE], DropReason::SiblingSiteLost),
+        (SIBLING, [PROBE, OTHERS], DropReason::SiblingSource),
+    ] {
+        assert_admits(&snapshot, place, way, Err(reason));
+    }
 }
 
 #[test]

@@ -42,6 +42,7 @@ impl DataThread {
             Command::SendControl { slot, packet, to } => {
                 self.with_link(slot, |link, work| link.send_control(&packet, to, work))
             }
+            Command::ToTun(packet) => self.write_tun(&packet),
             Command::LinkMtu { slot, mtu } => self.with_link(slot, |link, _| link.set_mtu(mtu)),
             Command::ForgetSource { slot } => self.with_link(slot, |link, _| link.forget_source()),
             Command::Socket(socket) => self.set_socket(socket),

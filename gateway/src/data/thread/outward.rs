@@ -1,6 +1,5 @@
 //! The way out: frames from the TUN, to the link that carries them.
 
-use std::io::IoSlice;
 use std::time::Duration;
 
 use super::fitted::TooLarge;
@@ -60,6 +59,7 @@ impl DataThread {
         };
         match snapshot.link_for(to, packet) {
             Ok(place) => self.give_to(place, len),
+            Err(DropReason::LanProbe) => self.take_probe(len),
             Err(reason) => {
                 let frame = std::mem::take(&mut self.frame);
                 self.refuse(reason, &frame[VnetHeader::LEN..len]);
@@ -185,11 +185,7 @@ impl DataThread {
         let mut answer = [0; unreachable::MAX_LEN];
         if let Some(size) = build(&mut answer) {
             self.errors_left -= 1;
-            let plain = [0; VnetHeader::LEN];
-            // A full TUN loses one error message: nothing follows from that.
-            let _ = self
-                .tun
-                .write(&[IoSlice::new(&plain), IoSlice::new(&answer[..size])]);
+            self.write_tun(&answer[..size]);
         }
     }
 }

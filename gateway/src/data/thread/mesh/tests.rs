@@ -26,6 +26,7 @@ const OURS: u8 = 0x11;
 const NEARS: u8 = 0x21;
 const FARS: u8 = 0x31;
 const NOBODYS: u8 = 0x91;
+const PROBE: [u8; 4] = [198, 18, 0, 1];
 
 /// Keys, places and ports of those who send to us.
 const US: u8 = 9;
@@ -76,6 +77,7 @@ fn mesh(near: Carried, far: Carried) -> Snapshot {
             (PLACES[FAR], Sender::Site(FAR_SITE)),
         ],
         own: vec![prefix("10.0.0.16/28"), prefix("fd00::10/124")],
+        probes: vec![PROBE.into()],
         own_port: None,
     })
 }
@@ -540,4 +542,46 @@ fn a_queue_of_an_interface_that_was_made_anew_is_used_at_once() {
     assert_eq!(gateway.written(), [unfinished([NEARS, OURS])]);
     gateway.read(&udp([OURS, NEARS]));
     assert_eq!(gateway.leaves(NEAR), [udp([OURS, NEARS])]);
+}
+
+// ---- agents' probes -----------------------------------------------------------------------------
+
+/// As an agent sends it to one of our probe addresses, to this port.
+fn probe(port: u16) -> Vec<u8> {
+    let flow = Flow {
+        ports: (port, port),
+        ..Flow::v4_udp()
+    };
+    let mut packet = packet(flow, [OURS, NEARS], 40).bytes();
+    packet[16..20].copy_from_slice(&PROBE);
+    packet
+}
+
+#[test]
+fn a_probe_goes_to_control_and_its_answer_to_the_kernel_by_the_same_queue() {
+    let mut gateway = Gateway::new();
+    let sent = probe(7802);
+    gateway.read(&sent);
+    let taken = gateway.shared.control.pop_probe().unwrap();
+    assert_eq!((taken.thread, &taken.packet[..]), (0, &sent[..]));
+    gateway.assert_nothing_leaves();
+    assert_eq!(gateway.drops.get(DropReason::LanProbe), 0);
+    gateway.shared.mailboxes[0].command(Command::ToTun(taken.packet));
+    gateway.threads[0].obey();
+    assert_eq!(gateway.written(), [sent]);
+}
+
+#[test]
+fn what_is_no_probe_and_what_has_no_room_is_counted_and_answered_by_nobody() {
+    let mut gateway = Gateway::new();
+    gateway.read(&probe(80));
+    assert_eq!(gateway.drops.get(DropReason::LanProbe), 1);
+    assert!(gateway.shared.control.pop_probe().is_none());
+    for _ in 0..100 {
+        gateway.read(&probe(7802));
+    }
+    let room = std::iter::from_fn(|| gateway.shared.control.pop_probe()).count() as u64;
+    assert!(room > 0 && room < 100, "{room}");
+    assert_eq!(gateway.drops.get(DropReason::LanProbe), 1 + 100 - room);
+    gateway.assert_nothing_leaves();
 }
