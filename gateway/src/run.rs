@@ -26,7 +26,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use boringtun::x25519;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use node::cloud::{self, Place};
 use node::follow::{self, FollowError, Handle, Timing, View};
 use node::local::signals::Signals;
@@ -130,7 +129,7 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 pub fn run(options: Options) -> Result<(), Error> {
     let begun = boottime();
     let state = StateDir::open(&options.state_directory)?;
-    harden();
+    node::local::harden();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("daemon")
@@ -145,18 +144,6 @@ pub fn run(options: Options) -> Result<(), Error> {
     // What still runs there is nobody's business any more.
     runtime.shutdown_background();
     done
-}
-
-/// What no error should keep from serving.
-fn harden() {
-    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
-        tracing::warn!("cannot keep keys out of core dumps: {error}");
-    }
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!("cannot raise the number of open files to what the system allows: {error}");
-    }
 }
 
 /// What the event loop listens to besides the plane and the links.

@@ -19,6 +19,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -239,6 +240,18 @@ pub fn typed(code: StatusCode, kind: &'static str, body: BoxBody<Bytes, Infallib
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
+}
+
+/// What no error should keep from serving.
+pub fn harden() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!("cannot keep keys out of core dumps: {error}");
+    }
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("cannot raise the number of open files to what the system allows: {error}");
+    }
 }
 
 #[cfg(test)]

@@ -197,6 +197,11 @@ impl LocalNode {
         self.membership.grant().store
     }
 
+    /// A file of this node's own, which goes when it leaves.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
     pub(crate) fn cache_path(&self) -> PathBuf {
         self.directory.join(CACHE)
     }

@@ -134,6 +134,22 @@ impl Drop for Handle {
     }
 }
 
+/// Whether an earlier run has left routes. Blocks.
+pub fn has_routes() -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let Ok(runtime) = runtime else { return false };
+    runtime.block_on(async {
+        let Ok((connection, handle, _)) = rtnetlink::new_connection_with_strict_check() else {
+            return false;
+        };
+        tokio::spawn(connection);
+        let routes = route::list(&handle, &BTreeMap::new()).await;
+        routes.is_ok_and(|routes| !routes.is_empty())
+    })
+}
+
 pub(crate) fn need_privilege() -> Result<(), StartError> {
     const CAP_NET_ADMIN: u32 = 12;
     let status = std::fs::read_to_string("/proc/thread-self/status")?;

@@ -16,11 +16,13 @@ mod lock;
 mod netlink;
 pub mod plan;
 mod problem;
+pub mod run;
 mod settings;
+pub mod status;
 mod sysctl;
 pub mod wanted;
 
-pub use agent::{Handle, StartError, start};
+pub use agent::{Handle, StartError, has_routes, start};
 pub use cleanup::{Cleaned, CleanupError, cleanup};
 pub use lock::Holder;
 pub use problem::Problem;

@@ -1,5 +1,6 @@
 //! Everything that is asked of the kernel and told by it.
 
+pub(crate) mod changes;
 pub(crate) mod events;
 mod expression;
 pub(crate) mod forward;

@@ -83,6 +83,7 @@ mod tests {
             has_router: router,
             has_default: router,
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            ..Interface::default()
         }
     }
 

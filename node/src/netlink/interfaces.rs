@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
+use ip_network::IpNetwork;
 use nix::sys::socket::{MsgFlags, SockFlag, recv, send};
 
 use super::{attribute, message, messages, route_socket, u32_at};
@@ -35,6 +36,17 @@ pub struct Interface {
     /// Whether a default route leaves by it.
     pub has_default: bool,
     pub addresses: Vec<IpAddr>,
+    /// How many bits of each the neighbours on the same segment share.
+    pub lengths: BTreeMap<IpAddr, u8>,
+}
+
+impl Interface {
+    /// Whether one who has an address of ours finds this one without a router.
+    pub fn is_near(&self, own: IpAddr, other: IpAddr) -> bool {
+        let length = self.lengths.get(&own);
+        let network = length.and_then(|length| IpNetwork::new_truncate(own, *length).ok());
+        network.is_some_and(|network| network.contains(other))
+    }
 }
 
 /// All interfaces that are up, by index.
@@ -46,10 +58,11 @@ pub fn interfaces() -> io::Result<BTreeMap<u32, Interface>> {
         }
     })?;
     dump(libc::RTM_GETADDR, 8, |body| {
-        if let Some((index, address)) = address(body)
+        if let Some((index, address, length)) = address(body)
             && let Some(interface) = found.get_mut(&index)
         {
             interface.addresses.push(address);
+            interface.lengths.insert(address, length);
         }
     })?;
     let (mut routers, mut defaults) = (BTreeSet::new(), BTreeSet::new());
@@ -113,7 +126,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
 }
 
-fn address(body: &[u8]) -> Option<(u32, IpAddr)> {
+fn address(body: &[u8]) -> Option<(u32, IpAddr, u8)> {
     let attributes = body.get(8..)?;
     let short = u32::from(*body.get(2)?);
     let flags = attribute(attributes, IFA_FLAGS).and_then(|flags| u32_at(flags, 0));
@@ -127,7 +140,7 @@ fn address(body: &[u8]) -> Option<(u32, IpAddr)> {
         16 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
         _ => return None,
     };
-    Some((u32_at(body, 4)?, address))
+    Some((u32_at(body, 4)?, address, *body.get(1)?))
 }
 
 /// The interface of a route by a router, and whether it leads everywhere.
@@ -148,7 +161,10 @@ mod tests {
         let loopback = &found[&1];
         assert_eq!(loopback.name, "lo");
         assert!(!loopback.has_router);
-        assert!(loopback.addresses.contains(&[127, 0, 0, 1].into()));
+        let own = [127, 0, 0, 1].into();
+        assert!(loopback.addresses.contains(&own));
+        assert!(loopback.is_near(own, [127, 9, 9, 9].into()));
+        assert!(!loopback.is_near(own, [10, 0, 0, 1].into()));
     }
 
     #[test]

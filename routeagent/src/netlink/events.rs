@@ -82,7 +82,7 @@ async fn told(socket: &mut Option<TokioSocket>) -> io::Result<Vec<u8>> {
     }
 }
 
-fn listen(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
+pub(super) fn listen(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
     let mut socket = <TokioSocket as AsyncSocket>::new(protocol)?;
     let inner = socket.socket_mut();
     inner.bind_auto()?;

@@ -1,0 +1,201 @@
+//! What a person should look at, and what to do about it.
+
+use std::io;
+use std::time::Duration;
+
+use node::status::Problem;
+use proto::lan::PORT;
+use proto::ledger::Standing;
+
+use super::gateways::LeftOut;
+use super::mode::{Asked, is_alive};
+use super::{Daemon, PATIENCE};
+use crate::facts::Mode;
+use crate::health::{Fallback, GatewayHealth, GatewayState};
+
+impl Daemon {
+    /// Of this node and its site; those of the mesh and of brokers come beside them.
+    pub(super) fn problems(&self, now: Duration) -> Vec<Problem> {
+        let mut problems = self.place.problems();
+        problems.extend(self.socket_problems());
+        problems.extend(self.kernel.problems());
+        problems.extend(self.left_out());
+        if now.saturating_sub(self.begun) < PATIENCE {
+            return problems;
+        }
+        if self.gateways.is_empty() && self.view.standing == Standing::Good {
+            problems.push(self.no_gateway());
+        }
+        problems.extend(self.silence());
+        problems.extend(self.way_problems());
+        problems
+    }
+
+    fn socket_problems(&self) -> Vec<Problem> {
+        let failed = self.hellos.failed().iter();
+        let problems = failed.map(|(address, error)| {
+            if error.kind() == io::ErrorKind::AddrInUse {
+                return Problem::new(
+                    format!("UDP port {PORT} of {address} is taken by another program, so this agent cannot ask whether its gateways live"),
+                    format!("find it with `ss -ulpn sport = :{PORT}` and move it to another port; it is tried again every 2 s"),
+                );
+            }
+            Problem::new(
+                format!("UDP port {PORT} of {address} cannot be opened: {error}"),
+                "see `ip address`; it is tried again every 2 s",
+            )
+        });
+        problems.collect()
+    }
+
+    fn left_out(&self) -> Vec<Problem> {
+        let all = self.gateways.left_out.iter().map(|(name, why)| match why {
+            LeftOut::NoLanAddress => Problem::new(
+                format!("gateway {name} of this site is not used: its record names no address in the site's network"),
+                "start it with --address and the address that this node reaches it by",
+            ),
+            LeftOut::OurAddress => Problem::new(
+                format!("gateway {name} of this site is not used: its record names an address of this very node"),
+                "give the two different addresses with --address, or stop the one that was copied",
+            ),
+            LeftOut::BadKey => Problem::new(
+                format!("gateway {name} of this site is not used: its key is one that anybody could have"),
+                "revoke it with `causeway node revoke`, and join it again with a new token",
+            ),
+        });
+        all.collect()
+    }
+
+    fn no_gateway(&self) -> Problem {
+        let site = &self.view.site;
+        let is_alone = self.gateways.left_out.is_empty();
+        Problem {
+            what: if is_alone {
+                format!(
+                    "no gateway of this site, {site}, is known: nothing can be sent to other sites"
+                )
+            } else {
+                format!(
+                    "no gateway of this site, {site}, can be used: nothing can be sent to other sites"
+                )
+            },
+            next: format!(
+                "join one (`causeway token create --site {site} --role gateway` makes a token), and see with `causeway node list` where the authority or the broker is who has joined"
+            ),
+            stops: true,
+        }
+    }
+
+    fn silence(&self) -> Vec<Problem> {
+        let choice = &self.choice;
+        let all = choice.gateways.values();
+        let silent: Vec<&GatewayHealth> = all.filter(|one| !is_alive(one)).collect();
+        if silent.is_empty() || !self.hellos.failed().is_empty() {
+            return Vec::new();
+        }
+        let named: Vec<String> = silent.iter().map(|one| sentence(one)).collect();
+        let is_all = silent.len() == choice.gateways.len();
+        if is_all && choice.fallback == Some(Fallback::Last) {
+            return vec![Problem {
+                what: format!(
+                    "no gateway answers any more; routes stay as they were. {}",
+                    named.join("; ")
+                ),
+                next: format!(
+                    "see whether this node's own network works (`ping {}`), then whether the gateways run (`causeway status` there)",
+                    silent[0].address
+                ),
+                stops: true,
+            }];
+        }
+        if is_all {
+            return vec![Problem {
+                what: format!(
+                    "no gateway has ever answered this agent, so all are used without knowing whether they live. {}",
+                    named.join("; ")
+                ),
+                next: format!(
+                    "let UDP port {PORT} pass between this node and its gateways: see the firewalls of both (`nft list ruleset`), the cloud's security groups, and whether the gateways run"
+                ),
+                stops: true,
+            }];
+        }
+        let each = silent.iter().map(|one| {
+            Problem::new(
+                sentence(one),
+                match one.state {
+                    GatewayState::Leaving => "start it again if that was not meant".to_owned(),
+                    GatewayState::Up
+                    | GatewayState::HeldDown
+                    | GatewayState::Silent
+                    | GatewayState::Never => format!(
+                        "see whether it runs (`causeway status` there), and whether UDP port {PORT} passes between it and this node; the other gateways carry its packets"
+                    ),
+                },
+            )
+        });
+        each.collect()
+    }
+
+    /// Whether packets of other sites pass on the way in use.
+    fn way_problems(&self) -> Vec<Problem> {
+        let mode = self.mode.programmed();
+        let alive = self.choice.gateways.iter().filter(|(_, one)| is_alive(one));
+        let problems = alive.filter_map(|(_, one)| match mode {
+            Mode::Direct if one.direct.passed == Some(false) => Some(self.direct_fails(one)),
+            Mode::Vxlan if one.vxlan.passed == Some(false) => Some(self.vxlan_fails(one)),
+            Mode::Direct if self.mode.asked() == Asked::Direct && !self.place.is_near(one.address) => {
+                Some(Problem {
+                    what: format!("gateway {} ({}) is not on this node's segment, where --mode direct cannot reach it", one.name, one.address),
+                    next: "start the agent with --mode auto or --mode vxlan".to_owned(),
+                    stops: true,
+                })
+            }
+            Mode::Direct | Mode::Vxlan => None,
+        });
+        problems.collect()
+    }
+
+    fn direct_fails(&self, one: &GatewayHealth) -> Problem {
+        let what = format!(
+            "packets of other sites do not pass directly between this node and gateway {} ({})",
+            one.name, one.address
+        );
+        let next = match self.mode.asked() {
+            Asked::Direct => {
+                "start the agent with --mode auto or --mode vxlan; or switch the source and destination check of both machines off (`causeway routes` says how), and see their FORWARD rules"
+            }
+            Asked::Auto | Asked::Vxlan => "VXLAN is tried instead; nothing needs to be done",
+        };
+        Problem {
+            what,
+            next: next.to_owned(),
+            stops: self.mode.asked() == Asked::Direct,
+        }
+    }
+
+    fn vxlan_fails(&self, one: &GatewayHealth) -> Problem {
+        let port = self.options.vxlan_port;
+        Problem {
+            what: format!(
+                "VXLAN packets do not come back from gateway {} ({}), though its hellos do",
+                one.name, one.address
+            ),
+            next: format!(
+                "let UDP port {port} pass between both, in their firewalls and the cloud's security groups; it must be the same --vxlan-port on both; and see what `causeway status` there says"
+            ),
+            stops: true,
+        }
+    }
+}
+
+fn sentence(one: &GatewayHealth) -> String {
+    let who = format!("gateway {} ({})", one.name, one.address);
+    match one.state {
+        GatewayState::Never => format!("{who} has not answered since this agent was started"),
+        GatewayState::Silent => format!("{who} has fallen silent"),
+        GatewayState::Leaving => format!("{who} was stopped"),
+        GatewayState::HeldDown => format!("{who} failed a short while ago"),
+        GatewayState::Up => format!("{who} answers"),
+    }
+}
