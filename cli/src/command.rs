@@ -2,12 +2,14 @@
 
 pub(crate) mod broker;
 pub(crate) mod cleanup;
+pub(crate) mod flags;
 pub(crate) mod gateway;
 pub(crate) mod join;
 pub(crate) mod leave;
 pub(crate) mod ledger;
 pub(crate) mod node;
 pub(crate) mod ping;
+pub(crate) mod routeagent;
 pub(crate) mod site;
 pub(crate) mod status;
 pub(crate) mod token;

@@ -54,7 +54,10 @@ enum Command {
     /// Carry a site's traffic to and from all others.
     #[command(subcommand)]
     Gateway(command::gateway::Command),
-    /// Show what this machine's gateway does, and what is wrong.
+    /// Send this machine's packets for other sites to its site's gateways.
+    #[command(subcommand)]
+    Routeagent(command::routeagent::Command),
+    /// Show what this machine's gateway or agent does, and what is wrong.
     Status(command::status::Arguments),
     /// Measure the way through the tunnel to each gateway of a site.
     Ping(command::ping::Arguments),
@@ -112,6 +115,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Token(command) => command::token::run(command),
         Command::Join(arguments) => command::join::run(arguments),
         Command::Gateway(command) => command::gateway::run(command),
+        Command::Routeagent(command) => command::routeagent::run(command),
         Command::Leave(arguments) => command::leave::run(&arguments),
         Command::Site(command) => command::site::run(command),
         Command::Node(command) => command::node::run(command),

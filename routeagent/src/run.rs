@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use crate::netlink::changes::Changes;
 use node::boottime;
+use node::cloud;
 use node::follow::{self, FollowError, Handle, Timing, View};
 use node::local::signals::Signals;
 use node::local::{LocalSocket, SocketError, notify, serve_local, serve_tcp};
@@ -85,6 +86,8 @@ pub struct Options {
     pub vxlan_port: u16,
     /// Metrics and health over TCP; `None` for neither.
     pub metrics: Option<SocketAddr>,
+    /// Who may know this machine's region and zone.
+    pub metadata: cloud::Source,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +154,7 @@ struct Outside {
     served: JoinHandle<()>,
     questions: mpsc::Receiver<Question>,
     is_ready: Arc<AtomicBool>,
+    cloud: watch::Receiver<Option<cloud::Found>>,
 }
 
 impl Outside {
@@ -180,6 +184,7 @@ impl Outside {
             served,
             questions: asked,
             is_ready,
+            cloud: cloud::follow(options.metadata.clone()),
         })
     }
 }
@@ -200,6 +205,7 @@ struct Inputs {
     questions: mpsc::Receiver<Question>,
     found: mpsc::Receiver<Found>,
     changes: Changes,
+    cloud: watch::Receiver<Option<cloud::Found>>,
 }
 
 struct Daemon {
@@ -209,6 +215,8 @@ struct Daemon {
     view: Arc<View>,
     kernel: Kernel,
     place: Place,
+    /// Region and zone.
+    standing: cloud::Place,
     hellos: Hellos,
     gateways: Gateways,
     health: Health,
@@ -244,6 +252,7 @@ impl Daemon {
         let gateways = Gateways::of(&first, outside.node.node(), &place);
         let memory = Memory::open(outside.node.node().file(MODE_FILE));
         let kept = memory.mode(&setting(&place, &gateways));
+        let standing = cloud::Place::of(&outside.node.node().membership, None);
         let daemon = Daemon {
             health: Health::new(own(&first)?, now),
             mode: Choosing::new(options.mode, kept),
@@ -251,6 +260,7 @@ impl Daemon {
             view: first,
             kernel,
             place,
+            standing,
             hellos: Hellos::default(),
             gateways,
             choice: Choice::default(),
@@ -269,6 +279,7 @@ impl Daemon {
             view,
             questions: outside.questions,
             found,
+            cloud: outside.cloud,
             changes: Changes::new().map_err(failed("listen for changes of addresses"))?,
         };
         Ok((daemon, inputs))
@@ -301,6 +312,11 @@ impl Daemon {
                     if self.place.handle_found(found) {
                         self.handle_place();
                     }
+                }
+                Ok(()) = inputs.cloud.changed() => {
+                    let found = inputs.cloud.borrow_and_update();
+                    let membership = &self.node.node().membership;
+                    self.standing = cloud::Place::of(membership, found.as_ref());
                 }
                 Ok(()) = inputs.changes.next() => self.place.handle_change(boottime()),
             }
@@ -438,8 +454,8 @@ impl Daemon {
             next_wireguard: None,
             candidates: Vec::new(),
             lan_address: self.place.own(),
-            region: local.membership.region.clone(),
-            zone: local.membership.zone.clone(),
+            region: self.standing.region.clone(),
+            zone: self.standing.zone.clone(),
             capabilities,
         }
     }

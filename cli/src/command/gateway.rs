@@ -7,6 +7,7 @@ use gateway::data::index::MAX_THREADS;
 use gateway::io::Offload;
 
 use crate::command::Directories;
+use crate::command::flags::{Kernel, Metrics, lan_address, metrics};
 use crate::name;
 use crate::parse;
 use node::cloud::Source as Metadata;
@@ -42,18 +43,8 @@ pub(crate) struct Run {
     /// How data travels: auto or wireguard, which are the same in this version.
     #[arg(long, value_name = "HOW", env = "CAUSEWAY_DATAPATH", value_parser = datapath, default_value = "auto")]
     datapath: Datapath,
-    /// The routing table for the mesh's prefixes; the next one is used too.
-    #[arg(long, value_name = "N", env = "CAUSEWAY_TABLE", value_parser = table, default_value = "7100")]
-    table: u32,
-    /// Of the rule that leads to that table; the number before it is used too.
-    #[arg(long, value_name = "N", env = "CAUSEWAY_RULE_PRIORITY", value_parser = priority, default_value = "100")]
-    rule_priority: u32,
-    /// Value and mask that the tunnel's own datagrams carry, so that they stay out of the tunnel.
-    #[arg(long, value_name = "V/M", env = "CAUSEWAY_FWMARK", value_parser = fwmark, default_value = "0x1000/0x1000")]
-    fwmark: Fwmark,
-    /// The port on which agents reach their gateways by VXLAN; this version has no agents yet.
-    #[arg(long, value_name = "PORT", env = "CAUSEWAY_VXLAN_PORT", value_parser = clap::value_parser!(u16).range(1..), default_value = "7803")]
-    vxlan_port: u16,
+    #[command(flatten)]
+    kernel: Kernel,
     /// Metrics and health over HTTP, for this machine only; `off` for neither.
     #[arg(long, value_name = "ADDRESS:PORT", env = "CAUSEWAY_METRICS", value_parser = metrics, default_value = "127.0.0.1:9780")]
     metrics: Metrics,
@@ -83,12 +74,6 @@ pub(crate) struct Run {
     without: Vec<Offload>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Metrics(Option<SocketAddr>);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Fwmark(u32, u32);
-
 /// Both mean WireGuard until there are lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Datapath {
@@ -105,9 +90,9 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         tun: arguments.tun,
         address: arguments.address,
         endpoints: arguments.endpoint,
-        table: arguments.table,
-        rule_priority: arguments.rule_priority,
-        fwmark: (arguments.fwmark.0, arguments.fwmark.1),
+        table: arguments.kernel.table,
+        rule_priority: arguments.kernel.rule_priority,
+        fwmark: arguments.kernel.fwmark(),
         metrics: arguments.metrics.0,
         open_forward: arguments.open_forward,
         metadata: arguments.metadata,
@@ -129,15 +114,6 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
     Ok(address)
 }
 
-fn lan_address(text: &str) -> Result<IpAddr, String> {
-    text.parse()
-        .ok()
-        .filter(|address: &IpAddr| {
-            !address.is_unspecified() && !address.is_loopback() && !address.is_multicast()
-        })
-        .ok_or_else(|| "an address of this machine in its site's network, like 10.1.0.2".to_owned())
-}
-
 fn endpoint(text: &str) -> Result<String, String> {
     parse::address(text).map_err(|_| {
         "host:port as other sites reach it, like gate.example.org:51820 or 192.0.2.1:51820"
@@ -156,53 +132,6 @@ fn datapath(text: &str) -> Result<Datapath, String> {
     }
 }
 
-/// 0 and those above 252 are the kernel's own.
-fn table(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(table) if (1..=251).contains(&table) || (256..u32::MAX).contains(&table) => Ok(table),
-        Ok(_) | Err(_) => Err(
-            "the number of a routing table that nobody else uses: 1 to 251, or 256 and above"
-                .to_owned(),
-        ),
-    }
-}
-
-fn priority(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(priority) if (2..32766).contains(&priority) => Ok(priority),
-        Ok(_) | Err(_) => Err("a number from 2 to 32765".to_owned()),
-    }
-}
-
-fn fwmark(text: &str) -> Result<Fwmark, String> {
-    let wrong = || "a value and a mask, like 0x1000/0x1000".to_owned();
-    let (value, mask) = text.split_once('/').unwrap_or((text, text));
-    let (value, mask) = (
-        number(value).ok_or_else(wrong)?,
-        number(mask).ok_or_else(wrong)?,
-    );
-    if value == 0 || value & mask != value {
-        return Err("the value must not be 0, and must lie within the mask".to_owned());
-    }
-    Ok(Fwmark(value, mask))
-}
-
-fn number(text: &str) -> Option<u32> {
-    match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16).ok(),
-        None => text.parse().ok(),
-    }
-}
-
-fn metrics(text: &str) -> Result<Metrics, String> {
-    if text == "off" {
-        return Ok(Metrics(None));
-    }
-    text.parse()
-        .map(|address| Metrics(Some(address)))
-        .map_err(|_| "an address and a port, like 127.0.0.1:9780, or the word off".to_owned())
-}
-
 fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(threads),
@@ -215,15 +144,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_lies_within_its_mask() {
-        assert_eq!(fwmark("0x1000/0xf000"), Ok(Fwmark(0x1000, 0xf000)));
-        assert_eq!(fwmark("7"), Ok(Fwmark(7, 7)));
-        for text in ["0/0", "0x1000/0x0f00", "x", "1/", ""] {
-            assert!(fwmark(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn lanes_are_refused_in_words() {
         assert_eq!(datapath("auto"), Ok(Datapath::Auto));
         assert!(datapath("lanes").unwrap_err().contains("no lanes yet"));
@@ -231,11 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_the_kernel_and_ports_of_chance_are_refused() {
-        for text in ["0", "254", "255", "-1", "4294967295"] {
-            assert!(table(text).is_err(), "{text}");
-        }
-        assert_eq!(table("7100"), Ok(7100));
+    fn a_port_of_chance_is_refused() {
         assert!(listen("[::]:0").is_err());
         assert!(listen("[::]:51820").is_ok());
     }

@@ -22,7 +22,6 @@ impl Daemon {
         if uptime >= PATIENCE {
             problems.extend(broker_problem(&view.broker));
         }
-        let local = self.node.node();
         let text = |address: Option<IpAddr>| address.map(|address| address.to_string());
         Status {
             mesh: view.mesh.to_string(),
@@ -36,8 +35,8 @@ impl Daemon {
             broker: broker(view),
             lan_address: text(self.place.own()),
             other_lan_address: text(self.place.other()),
-            region: local.membership.region.clone(),
-            zone: local.membership.zone.clone(),
+            region: self.standing.region.clone(),
+            zone: self.standing.zone.clone(),
             mode: self.show_mode(),
             gateways: self.show_gateways(now),
             prefixes: view
