@@ -10,7 +10,7 @@ use proto::key::PublicKey;
 use proto::lan::{self, ProbeBy};
 use proto::ledger::{PrefixState, Standing};
 use proto::name::Name;
-use routeagent::facts::{Exit, Facts, Vxlan};
+use routeagent::facts::{Exit, Facts, Neighbour, Vxlan};
 use routeagent::held::{Held, Reach};
 
 use crate::links::{Carriers, Carry, Gateway, Roster};
@@ -70,7 +70,7 @@ pub fn facts(
         exit: Exit::Tunnel(routeagent::facts::Tunnel {
             tun: tunnel.tun.clone(),
             listen_port: tunnel.listen_port,
-            agents: BTreeMap::new(),
+            agents: tunnel.agents.clone(),
             vxlan: Vxlan {
                 port: VXLAN_PORT,
                 own: view.identity,
@@ -103,12 +103,14 @@ pub fn is_own(view: &View, address: IpAddr) -> bool {
 /// UDP, where no other is asked for.
 pub const VXLAN_PORT: u16 = 7803;
 
-/// What is fixed for the life of the process, save the addresses.
+/// What the mesh does not tell: this node's own, and what its agents say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
     pub tun: String,
     pub lan: Vec<IpAddr>,
     pub listen_port: u16,
+    /// Those that are reached by VXLAN.
+    pub agents: BTreeMap<PublicKey, Neighbour>,
 }
 
 /// Of a path that was not probed yet.

@@ -4,6 +4,7 @@
 //! Nothing here sees a packet of a site's traffic; nothing here waits for a broker.
 
 mod addresses;
+mod agents;
 mod drive;
 mod local;
 mod metrics;
@@ -47,6 +48,7 @@ use crate::plane::{self, GRID, MANY, Plane, PlaneError, PlaneEvent};
 use crate::roster;
 use crate::status::{SOCKET, Status};
 use crate::table::Table;
+use agents::Hellos;
 use drive::Linked;
 use local::Question;
 use pings::Pings;
@@ -169,6 +171,7 @@ struct Daemon {
     table_is_old: bool,
     facts_are_old: bool,
     routes: Routes,
+    hellos: Hellos,
     whereabouts: Whereabouts,
     reflection: Reflection,
     relayed: Relayed,
@@ -206,6 +209,7 @@ impl Daemon {
         let metrics = listen_for_metrics(&options).await?;
         let plane = Plane::start(settings(&options, &node))?;
         let links = new_links(&node)?;
+        let hellos = Hellos::start(&node, options.fwmark.0)?;
         let view = node.view();
         let first = view.borrow().clone();
         let (finding, found) = mpsc::channel(2);
@@ -235,6 +239,7 @@ impl Daemon {
             table_is_old: false,
             facts_are_old: false,
             routes,
+            hellos,
             whereabouts,
             reflection: Reflection::default(),
             relayed,
@@ -258,6 +263,9 @@ impl Daemon {
         self.handle_view(self.view.clone());
         loop {
             self.drain();
+            if self.stopping.has_begun() {
+                self.stopping.handle_agents(self.hellos.leaves_at());
+            }
             if self.stopping.is_over(boottime()) {
                 break;
             }
@@ -371,6 +379,7 @@ impl Daemon {
             .handle_knowledge(self.view.knowledge.clone(), now);
         self.tell_proven();
         self.tell_table();
+        self.hellos.handle_view(&self.view);
         self.facts_are_old = true;
     }
 
@@ -391,13 +400,27 @@ impl Daemon {
             self.node.publish(self.complete(presence)).await;
             self.facts_are_old = true;
         }
-        if std::mem::take(&mut self.facts_are_old) {
-            let carriers = self.links.carriers();
-            let place = (&self.whereabouts, self.plane.port);
-            self.routes.tell(&self.view, place, carriers, &self.mtus);
-        }
+        self.tell_facts(now);
         self.look_whether_member(now);
         self.look_whether_ready(now);
+    }
+
+    /// Our own kernel, and the agents.
+    fn tell_facts(&mut self, now: Duration) {
+        let carriers = self.links.carriers();
+        if std::mem::take(&mut self.facts_are_old) | self.hellos.take_change() {
+            let place = roster::Tunnel {
+                tun: self.options.tun.clone(),
+                lan: self.whereabouts.lan().to_vec(),
+                listen_port: self.plane.port,
+                agents: self.hellos.reached(),
+            };
+            self.routes.tell(&self.view, &place, carriers, &self.mtus);
+            self.hellos.handle_lan(self.whereabouts.lan());
+            self.hellos.handle_sites();
+        }
+        let forwards = self.routes.are_applied();
+        self.hellos.sweep(forwards, carriers, &self.mtus, now);
     }
 
     /// The log says once why this node is none of the mesh, and it is not ready then.

@@ -44,11 +44,33 @@ pub struct Status {
     pub addresses: Vec<OwnAddress>,
     pub links: Vec<Link>,
     pub prefixes: Vec<Prefix>,
+    /// Of this site, whether they are heard or not.
+    pub agents: Vec<Agent>,
     /// Packets dropped since the start, by reason; those of none are left out.
     pub drops: BTreeMap<String, u64>,
     pub problems: Vec<Problem>,
     /// No fault of anything, and worth knowing.
     pub remarks: Vec<Problem>,
+}
+
+/// A node of this site that runs the route agent, as this gateway hears it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Agent {
+    pub name: String,
+    pub identity: String,
+    /// Where it was heard from last, else what its record says.
+    pub address: Option<String>,
+    /// `up`, `silent`, or `never`: not heard since this gateway's start. The kernel of a silent one
+    /// goes on as it was told last.
+    pub state: String,
+    /// `direct`, `vxlan` or `undecided`.
+    pub mode: String,
+    pub last_heard_s: Option<f64>,
+    /// What it keeps between two questions.
+    pub interval_ms: Option<u64>,
+    /// Whether foreign packets pass between both, as its probes found.
+    pub passes: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

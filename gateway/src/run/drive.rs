@@ -306,6 +306,7 @@ impl Daemon {
             .iter()
             .map(|reason| (reason.label(), self.plane.dropped(*reason)))
             .chain(of_links)
+            .chain(self.hellos.refused())
             .map(|(label, count)| (label.to_owned(), count));
         let drops: BTreeMap<String, u64> = counts.filter(|(_, count)| *count > 0).collect();
         let links = self.links.statuses(now);
@@ -330,6 +331,7 @@ impl Daemon {
             uptime: now.saturating_sub(self.begun),
             ready: self.is_ready.load(Ordering::Relaxed),
             drops,
+            agents: self.hellos.statuses(now),
             problems: self.problems(),
         })
     }
@@ -343,6 +345,7 @@ impl Daemon {
         });
         interface
             .chain(self.routes.problems())
+            .chain(self.hellos.problems())
             .chain(self.whereabouts.problems())
             .chain(self.splice.problems())
             .collect()

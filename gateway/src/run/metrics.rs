@@ -32,6 +32,11 @@ pub(super) fn text(status: &Status) -> String {
         ];
         page.line(&labels, u8::from(is_reachable));
     }
+    page.gauge("agents", "Agents of this site, by whether they are heard");
+    for state in ["up", "silent", "never"] {
+        let of_state = status.agents.iter().filter(|agent| agent.state == state);
+        page.line(&[("state", state)], of_state.count());
+    }
     page.counter("dropped_packets_total", "Packets dropped, by reason");
     let mut drops = status.drops.clone();
     for reason in DropReason::ALL {

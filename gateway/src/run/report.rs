@@ -19,7 +19,7 @@ use super::relayed::Relayed;
 use crate::data::link::LinkShared;
 use crate::links::{CandidateState, Carriers, Carry, LinkStatus, PathKind, Why};
 use crate::roster;
-use crate::status::{Candidate, Link, OwnAddress, Pong, Status};
+use crate::status::{Agent, Candidate, Link, OwnAddress, Pong, Status};
 
 /// A link that is not up for shorter may just be starting.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +40,7 @@ pub(super) struct Facts<'a> {
     pub(super) uptime: Duration,
     pub(super) ready: bool,
     pub(super) drops: BTreeMap<String, u64>,
+    pub(super) agents: Vec<Agent>,
     /// Of those addresses that are tried in vain.
     pub(super) unrouted: Unrouted,
     /// Of other parts: interface, routes, endpoints.
@@ -101,6 +102,7 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
             .collect(),
         remarks: remarks(&facts, &index),
         drops: facts.drops,
+        agents: facts.agents,
         problems,
     }
 }

@@ -10,13 +10,11 @@ use proto::ledger::Standing;
 use routeagent::facts::Facts;
 use tokio::sync::watch;
 
-use super::presence::Whereabouts;
 use super::{Error, Options};
 use crate::links::Carriers;
 use crate::roster::{self, Tunnel};
 
 pub(super) struct Routes {
-    tun: String,
     agent: routeagent::Handle,
     told: watch::Sender<Option<Arc<Facts>>>,
 }
@@ -37,11 +35,7 @@ impl Routes {
         let agent = started
             .await
             .map_err(|_| Error::Ended("the start of the routes has ended"))??;
-        Ok(Routes {
-            tun: options.tun.clone(),
-            agent,
-            told,
-        })
+        Ok(Routes { agent, told })
     }
 
     /// Tells what has changed, from the first facts on that rest on a ledger: before, the agent would
@@ -49,19 +43,14 @@ impl Routes {
     pub(super) fn tell(
         &self,
         view: &View,
-        (whereabouts, listen_port): (&Whereabouts, u16),
+        tunnel: &Tunnel,
         carriers: &Carriers,
         mtus: &BTreeMap<PublicKey, u16>,
     ) {
         if view.standing == Standing::NoGrant && view.prefixes.is_empty() {
             return;
         }
-        let tunnel = Tunnel {
-            tun: self.tun.clone(),
-            lan: whereabouts.lan().to_vec(),
-            listen_port,
-        };
-        let facts = roster::facts(view, &tunnel, carriers, mtus);
+        let facts = roster::facts(view, tunnel, carriers, mtus);
         self.told.send_if_modified(|known| {
             let is_new = known.as_deref() != Some(&facts);
             if is_new {

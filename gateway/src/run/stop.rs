@@ -15,7 +15,10 @@ const BROKERS: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub(super) struct Stopping {
     at_last: Option<Duration>,
+    /// The other gateways have heard it.
     over: Option<Duration>,
+    /// When the agents of this site have, at the latest.
+    agents: Option<Duration>,
 }
 
 impl Stopping {
@@ -32,8 +35,16 @@ impl Stopping {
         self.over.get_or_insert(now);
     }
 
+    /// What agents send before they have gone elsewhere is still forwarded.
+    pub(super) const fn handle_agents(&mut self, leave_at: Option<Duration>) {
+        self.agents = leave_at;
+    }
+
     pub(super) fn due(&self) -> Option<Duration> {
-        self.over.into_iter().chain(self.at_last).min()
+        let over = self
+            .over
+            .map(|over| self.agents.map_or(over, |at| at.max(over)));
+        over.into_iter().chain(self.at_last).min()
     }
 
     pub(super) fn is_over(&self, now: Duration) -> bool {
@@ -51,11 +62,14 @@ impl Daemon {
         notify::stopping();
         let now = boottime();
         self.stopping.begin(now);
+        // First: packets of agents come as long as they do not know.
+        self.hellos.handle_stop(now);
         self.links.handle_stop(now);
         true
     }
 
     pub(super) async fn finish(self) {
+        self.hellos.stop();
         self.plane.stop();
         // Awaited, since its end removes the socket's name.
         self.served.abort();
@@ -80,6 +94,10 @@ mod tests {
         assert!(!stopping.is_over(at(12_000)));
         stopping.handle_left(at(12_000));
         assert!(stopping.is_over(at(12_000)));
+        stopping.handle_agents(Some(at(12_200)));
+        assert!(!stopping.is_over(at(12_199)) && stopping.is_over(at(12_200)));
+        stopping.handle_agents(Some(at(20_000)));
+        assert!(stopping.is_over(at(13_000)));
         let mut deaf = Stopping::default();
         deaf.begin(at(10_000));
         assert!(deaf.is_over(at(13_000)));
