@@ -405,24 +405,6 @@ impl Daemon {
         self.look_whether_ready(now);
     }
 
-    /// Our own kernel, and the agents.
-    fn tell_facts(&mut self, now: Duration) {
-        let carriers = self.links.carriers();
-        if std::mem::take(&mut self.facts_are_old) | self.hellos.take_change() {
-            let place = roster::Tunnel {
-                tun: self.options.tun.clone(),
-                lan: self.whereabouts.lan().to_vec(),
-                listen_port: self.plane.port,
-                agents: self.hellos.reached(),
-            };
-            self.routes.tell(&self.view, &place, carriers, &self.mtus);
-            self.hellos.handle_lan(self.whereabouts.lan());
-            self.hellos.handle_sites();
-        }
-        let forwards = self.routes.are_applied();
-        self.hellos.sweep(forwards, carriers, &self.mtus, now);
-    }
-
     /// The log says once why this node is none of the mesh, and it is not ready then.
     fn look_whether_member(&mut self, now: Duration) {
         let is_late = now.saturating_sub(self.begun) >= READY_AT_LAST;

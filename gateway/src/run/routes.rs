@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use node::follow::View;
 use node::status::Problem;
@@ -10,7 +11,7 @@ use proto::ledger::Standing;
 use routeagent::facts::Facts;
 use tokio::sync::watch;
 
-use super::{Error, Options};
+use super::{Daemon, Error, Options};
 use crate::links::Carriers;
 use crate::roster::{self, Tunnel};
 
@@ -80,5 +81,25 @@ impl Routes {
     /// What is programmed stays.
     pub(super) fn stop(self) {
         self.agent.stop();
+    }
+}
+
+impl Daemon {
+    /// Our own kernel, and the agents.
+    pub(super) fn tell_facts(&mut self, now: Duration) {
+        let carriers = self.links.carriers();
+        if std::mem::take(&mut self.facts_are_old) | self.hellos.take_change() {
+            let place = Tunnel {
+                tun: self.options.tun.clone(),
+                lan: self.whereabouts.lan().to_vec(),
+                listen_port: self.plane.port,
+                agents: self.hellos.reached(),
+            };
+            self.routes.tell(&self.view, &place, carriers, &self.mtus);
+            self.hellos.handle_lan(self.whereabouts.lan());
+            self.hellos.handle_sites();
+        }
+        let forwards = self.routes.are_applied();
+        self.hellos.sweep(forwards, carriers, &self.mtus, now);
     }
 }
