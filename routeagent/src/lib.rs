@@ -25,5 +25,6 @@ pub mod wanted;
 pub use agent::{Handle, StartError, has_routes, start};
 pub use cleanup::{Cleaned, CleanupError, cleanup};
 pub use lock::Holder;
+pub use netlink::translation::translate_behind;
 pub use problem::Problem;
 pub use settings::{Settings, VXLAN_DEVICE};

@@ -10,6 +10,7 @@ pub(crate) mod raw;
 pub(crate) mod route;
 pub(crate) mod rule;
 mod transactions;
+pub(crate) mod translation;
 
 /// What was asked, and what the kernel said.
 #[derive(Debug, thiserror::Error)]

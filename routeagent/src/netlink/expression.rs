@@ -28,6 +28,11 @@ pub(super) fn rule(rule: &Rule) -> Vec<Expression> {
     rule.0.iter().flat_map(term).collect()
 }
 
+/// The source that this machine has on the way out.
+pub(super) fn masquerade() -> Expression {
+    raw("masq", vec![])
+}
+
 fn term(term: &Term) -> Vec<Expression> {
     match term {
         Term::Input { is, device } => name(MetaKey::Iifname, *is, device),
