@@ -22,10 +22,10 @@ simulate: ## Simulate random lives of meshes for SECONDS=60, or repeat one by SE
 	env SECONDS=$(or $(SECONDS),60) RANDOM_LIVES=1 cargo test --release -p tests --test simulation random -- --nocapture
 	env LINK_DAYS=$(or $(LINK_DAYS),5) cargo test --release -p gateway --lib -- --nocapture link_days
 
-demo: ## Join two private networks on this machine and measure; leaves nothing behind
+demo: ## See a mesh of three sites on this machine, and measure it; leaves nothing behind
 	@tests/setup.sh demo
 	cargo build --release -p cli
-	@tests/demo.sh target/release/causeway
+	@target/release/causeway demo
 
 bench: setup ## Measure against other WireGuards; needs root
 	cargo run --release -p bench -- site

@@ -7,6 +7,7 @@ mod authority;
 mod brokers;
 mod command;
 mod config;
+mod demo;
 mod drops;
 mod local;
 mod logging;
@@ -74,6 +75,8 @@ enum Command {
     Ledger(command::ledger::Command),
     /// Take everything of causeway out of this machine's kernel.
     Cleanup(command::cleanup::Arguments),
+    /// Show a mesh of three sites on this machine, in namespaces that go with it.
+    Demo(demo::Arguments),
     /// Serve one interface as a drop-in user-space WireGuard.
     Wg(wg::Arguments),
     /// Show why packets were dropped.
@@ -109,6 +112,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Wg(arguments) => return wg::run(arguments),
         Command::Status(arguments) => return command::status::run(&arguments),
         Command::Ping(arguments) => return command::ping::run(arguments),
+        Command::Demo(arguments) => return demo::run(arguments),
         Command::Drops(arguments) => drops::run(&arguments),
         Command::Cleanup(arguments) => command::cleanup::run(&arguments),
         Command::Broker(command) => command::broker::run(command),

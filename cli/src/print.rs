@@ -14,8 +14,13 @@ pub(crate) fn data(text: &str) -> anyhow::Result<()> {
 
 /// The same for what goes on; false once nobody reads any more.
 pub(crate) fn more(text: &str) -> anyhow::Result<bool> {
+    raw(text.as_bytes())
+}
+
+/// The same for what may be cut anywhere.
+pub(crate) fn raw(bytes: &[u8]) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error).context("cannot print the result; check standard output"),
