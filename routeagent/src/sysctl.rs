@@ -25,16 +25,7 @@ const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
 #[derive(Debug)]
 pub(crate) struct Memory {
     path: PathBuf,
-    boot: String,
     kept: Vec<Kept>,
-}
-
-/// In the file. A kernel numbers its namespaces anew after a boot, and has forgotten what was set.
-#[derive(Serialize, Deserialize)]
-struct Noted {
-    boot: String,
-    #[serde(flatten)]
-    kept: Kept,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,17 +39,21 @@ impl Memory {
     /// Of this network namespace: daemons in several of them share one /run.
     pub(crate) fn open() -> io::Result<Memory> {
         let boot = read("kernel/random/boot_id")?;
-        Memory::open_in(Path::new(DIRECTORY), &namespace()?, boot)
+        Memory::open_in(Path::new(DIRECTORY), &boot, &namespace()?)
     }
 
-    fn open_in(directory: &Path, namespace: &str, boot: String) -> io::Result<Memory> {
-        let path = directory.join(format!("sysctl-{namespace}.json"));
+    /// A kernel numbers its namespaces anew after a boot, and has forgotten what was set.
+    fn open_in(directory: &Path, boot: &str, namespace: &str) -> io::Result<Memory> {
+        let path = directory
+            .join(boot)
+            .join(format!("sysctl-{namespace}.json"));
         let kept = match fs::read(&path) {
-            Ok(bytes) => noted(&bytes, &boot),
+            // What cannot be read is not believed.
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
             Err(error) => return Err(error),
         };
-        Ok(Memory { path, boot, kept })
+        Ok(Memory { path, kept })
     }
 
     /// Written before anything is changed: a crash in between must not lose it.
@@ -73,13 +68,9 @@ impl Memory {
         }
         if let Some(directory) = self.path.parent() {
             fs::create_dir_all(directory)?;
-            forget_other_boots(directory, &self.boot);
+            forget_other_boots(directory);
         }
-        let noted = self.kept.iter().map(|kept| Noted {
-            boot: self.boot.clone(),
-            kept: kept.clone(),
-        });
-        let text = serde_json::to_vec(&noted.collect::<Vec<_>>()).map_err(io::Error::other)?;
+        let text = serde_json::to_vec(&self.kept).map_err(io::Error::other)?;
         let draft = self.path.with_extension("new");
         fs::write(&draft, text)?;
         fs::rename(&draft, &self.path)
@@ -135,28 +126,15 @@ fn namespace() -> io::Result<String> {
 }
 
 /// Where /run outlives a boot, and nobody cleans up, they would become more and more.
-fn forget_other_boots(directory: &Path, boot: &str) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        // Drafts of others may be half written.
-        let is_record = name
-            .to_str()
-            .is_some_and(|name| name.starts_with("sysctl-") && name.ends_with(".json"));
+fn forget_other_boots(ours: &Path) {
+    let all = ours.parent().map(fs::read_dir);
+    for entry in all.into_iter().flatten().flatten().flatten() {
         let path = entry.path();
-        if is_record && fs::read(&path).is_ok_and(|bytes| noted(&bytes, boot).is_empty()) {
+        if path != ours {
             // It is looked at again at the next start.
-            let _kept = fs::remove_file(&path);
+            let _kept = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
         }
     }
-}
-
-/// Nothing of another boot, or of what cannot be read, is believed.
-fn noted(bytes: &[u8], boot: &str) -> Vec<Kept> {
-    let all: Vec<Noted> = serde_json::from_slice(bytes).unwrap_or_default();
-    all.into_iter()
-        .filter(|noted| noted.boot == boot)
-        .map(|noted| noted.kept)
-        .collect()
 }
 
 fn path(key: &str) -> PathBuf {
@@ -293,23 +271,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_noted_before_the_last_boot_is_not_put_back() {
-        let kept = Kept {
-            key: FORWARD_V4.to_owned(),
-            before: "0".to_owned(),
-            set: "1".to_owned(),
-        };
-        let lines = [Noted {
-            boot: "one".to_owned(),
-            kept: kept.clone(),
-        }];
-        let bytes = serde_json::to_vec(&lines).unwrap();
-        assert_eq!(noted(&bytes, "one"), [kept]);
-        assert_eq!(noted(&bytes, "two"), []);
-        assert_eq!(noted(b"damaged", "one"), []);
-    }
-
-    #[test]
     fn a_record_is_of_one_namespace_and_goes_with_the_boot() {
         let directory = std::env::temp_dir().join(format!("causeway-kept-{}", std::process::id()));
         let kept = || {
@@ -319,15 +280,18 @@ mod tests {
                 set: "1".to_owned(),
             }]
         };
-        let open = |namespace: &str, boot: &str| {
-            Memory::open_in(&directory, namespace, boot.to_owned()).unwrap()
-        };
+        let open =
+            |namespace: &str, boot: &str| Memory::open_in(&directory, boot, namespace).unwrap();
         open("cookie-1", "one").keep(kept()).unwrap();
         assert_eq!(open("cookie-1", "one").kept, kept());
         assert_eq!(open("cookie-2", "one").kept, []);
         open("cookie-2", "one").keep(kept()).unwrap();
         assert_eq!(open("cookie-1", "one").kept, kept());
+        assert_eq!(open("cookie-1", "two").kept, []);
         open("cookie-3", "two").keep(kept()).unwrap();
+        assert_eq!(open("cookie-1", "one").kept, []);
+        fs::write(open("cookie-3", "two").path, "damaged").unwrap();
+        assert_eq!(open("cookie-3", "two").kept, []);
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
         fs::remove_dir_all(&directory).unwrap();
     }
