@@ -209,7 +209,6 @@ impl Daemon {
         let metrics = listen_for_metrics(&options).await?;
         let plane = Plane::start(settings(&options, &node))?;
         let links = new_links(&node)?;
-        let hellos = Hellos::start(&node, options.fwmark.0)?;
         let view = node.view();
         let first = view.borrow().clone();
         let (finding, found) = mpsc::channel(2);
@@ -239,7 +238,7 @@ impl Daemon {
             table_is_old: false,
             facts_are_old: false,
             routes,
-            hellos,
+            hellos: Hellos::start(&node, options.fwmark.0)?,
             whereabouts,
             reflection: Reflection::default(),
             relayed,
@@ -349,7 +348,7 @@ impl Daemon {
                     self.whereabouts.handle_reflected(self.reflection.seen());
                 }
             }
-            PlaneEvent::LanProbe { .. } => {}
+            PlaneEvent::LanProbe { thread, packet } => self.answer_probe(thread, &packet, now),
             PlaneEvent::Addresses => self.whereabouts.look_again(),
             PlaneEvent::Interface(state) => self.interface = state.err(),
         }

@@ -21,10 +21,12 @@ use routeagent::facts::Neighbour;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use super::Error;
+use super::{Daemon, Error};
 use crate::agents::{AgentAt, AgentStatus, Agents, Own};
 use crate::io::boottime;
 use crate::links::{Carriers, Carry};
+use crate::packet::probe::Probe;
+use crate::plane::Command;
 use crate::roster;
 use crate::status::Agent;
 use sockets::{Failed, Sockets};
@@ -169,13 +171,7 @@ impl Hellos {
     }
 
     /// The answer to a probe that came through the tunnel's interface to the address `to`.
-    #[expect(dead_code, reason = "the packet path does not hand probes on yet")]
-    pub(super) fn handle_probe(
-        &self,
-        to: IpAddr,
-        datagram: &[u8],
-        now: Duration,
-    ) -> Option<Vec<u8>> {
+    fn handle_probe(&self, to: IpAddr, datagram: &[u8], now: Duration) -> Option<Vec<u8>> {
         self.shared.agents().handle_probe(to, datagram, now)
     }
 
@@ -213,6 +209,20 @@ impl Hellos {
     pub(super) fn problems(&self) -> Vec<Problem> {
         let failed = self.failed.borrow();
         failed.iter().map(problem).collect()
+    }
+}
+
+impl Daemon {
+    /// A packet out of the TUN for one of our probe addresses.
+    pub(super) fn answer_probe(&self, thread: usize, packet: &[u8], now: Duration) {
+        let answer = Probe::parse(packet).and_then(|probe| {
+            let datagram = self.hellos.handle_probe(probe.to, probe.datagram, now)?;
+            probe.answer(&datagram)
+        });
+        if let Some(packet) = answer {
+            let packet = packet.into();
+            self.plane.command(Command::ToTun { thread, packet });
+        }
     }
 }
 
