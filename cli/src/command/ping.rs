@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::command::Output;
-use crate::local::{AskError, Place};
+use crate::local::{AskError, Place, Who};
 use crate::parse;
 use crate::print;
 
@@ -116,6 +116,10 @@ async fn collect(arguments: &Arguments) -> anyhow::Result<Vec<Pong>> {
                     sites(&arguments.place).await
                 )
             }
+            Some(Err(AskError::Absent(why))) => match agent(&arguments.place).await {
+                Some(words) => bail!("{words}"),
+                None => bail!("{why}"),
+            },
             Some(Err(error)) => return Err(error.into()),
         }
     }
@@ -145,7 +149,10 @@ async fn ask_all(
 }
 
 async fn ask(place: &Place, site: &Name, number: u32) -> Vec<Result<Pong, AskError>> {
-    let body = match place.get(&format!("/ping?site={site}&count=1")).await {
+    let body = match place
+        .get(Who::Gateway, &format!("/ping?site={site}&count=1"))
+        .await
+    {
         Ok(body) => body,
         Err(error) => return vec![Err(error)],
     };
@@ -170,9 +177,21 @@ async fn ask(place: &Place, site: &Name, number: u32) -> Vec<Result<Pong, AskErr
     pongs.collect()
 }
 
+/// Where to ask instead, if it is an agent that runs here.
+async fn agent(place: &Place) -> Option<String> {
+    let body = place.get(Who::Agent, "/status").await.ok()?;
+    let status: routeagent::status::Status = serde_json::from_slice(&body).ok()?;
+    let gateways = status.gateways.iter();
+    let gateways: Vec<String> = gateways.map(|one| print::plain(&one.name)).collect();
+    Some(format!(
+        "this machine runs an agent, which has no links to measure; ask on a gateway of its site ({}). `causeway status` here shows the round trip to each",
+        print::list(&gateways)
+    ))
+}
+
 /// Which sites there are, as the end of what is said of one that is not.
 async fn sites(place: &Place) -> String {
-    let body = place.get("/status").await.unwrap_or_default();
+    let body = place.get(Who::Gateway, "/status").await.unwrap_or_default();
     let Ok(status) = serde_json::from_slice::<Status>(&body) else {
         return String::new();
     };
