@@ -3,7 +3,6 @@
 use node::status::{Broker, Prefix, Problem};
 
 use crate::print::{self, Table};
-use crate::time;
 
 pub(super) const NOTHING: &str = "-";
 /// What is not ready by then waits for more than its links.
