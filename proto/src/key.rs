@@ -66,6 +66,8 @@ pub enum Domain {
     LanTag,
     /// The hash of a gateway's identity that gives the addresses of its probes.
     LanProbe,
+    /// The hash of an identity that gives its addresses on the VXLAN interface.
+    Vxlan,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -100,6 +102,7 @@ impl Domain {
             Domain::Meeting => "causeway 1 meeting",
             Domain::LanTag => "causeway 1 lan tag",
             Domain::LanProbe => "causeway 1 lan probe",
+            Domain::Vxlan => "causeway 1 vxlan",
         }
     }
 
@@ -312,6 +315,7 @@ mod tests {
         Domain::Meeting,
         Domain::LanTag,
         Domain::LanProbe,
+        Domain::Vxlan,
     ];
 
     fn key(seed: u8) -> SigningKey {

@@ -9,21 +9,21 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::diff::{Change, Found, diff};
 use crate::facts::Facts;
 use crate::lock::{Holder, Lock};
 use crate::netlink::events::{Event, Events};
-use crate::netlink::link::{Address, Link};
 use crate::netlink::nft::Nft;
-use crate::netlink::rule::Rules;
-use crate::netlink::{Refused, link, route, rule};
-use crate::plan::plan;
+use crate::netlink::request::Requests;
+use crate::netlink::{nexthop, route};
 use crate::problem::Problem;
-use crate::settings::{ALIAS, Settings, VXLAN_DEVICE};
-use crate::sysctl::{self, Memory};
-use crate::wanted::{Wanted, Way};
+use crate::settings::{Kernel, Settings};
+use crate::sysctl::Memory;
+
+use see::Seen;
 
 mod checks;
+mod mend;
+mod see;
 
 /// Several changes of one command are seen in one look.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -134,20 +134,10 @@ impl Drop for Handle {
     }
 }
 
-/// Whether an earlier run has left routes. Blocks.
+/// Whether an earlier run has left routes.
 pub fn has_routes() -> bool {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let Ok(runtime) = runtime else { return false };
-    runtime.block_on(async {
-        let Ok((connection, handle, _)) = rtnetlink::new_connection_with_strict_check() else {
-            return false;
-        };
-        tokio::spawn(connection);
-        let routes = route::list(&handle, &BTreeMap::new()).await;
-        routes.is_ok_and(|routes| !routes.is_empty())
-    })
+    let listed = Requests::new().map(|raw| route::list(&raw, &BTreeMap::new()));
+    matches!(listed, Ok(Ok(routes)) if !routes.is_empty())
 }
 
 pub(crate) fn need_privilege() -> Result<(), StartError> {
@@ -169,6 +159,14 @@ struct Agent {
     problems: watch::Sender<Vec<Problem>>,
     applied: watch::Sender<Option<Arc<Facts>>>,
     handle: rtnetlink::Handle,
+    raw: Requests,
+    kernel: Kernel,
+    /// What the last look saw, as long as nothing was told or changed since.
+    seen: Option<Seen>,
+    /// Of our VXLAN interface, 0 without one.
+    vxlan: u32,
+    /// What was last found to be in the way, and when.
+    others: Option<(Instant, Vec<Problem>)>,
     events: Events,
     nft: Result<Nft, io::Error>,
     memory: io::Result<Memory>,
@@ -190,14 +188,6 @@ type Told = (
     watch::Sender<Option<Arc<Facts>>>,
 );
 
-/// Everything that a look sees.
-struct Seen {
-    found: Found,
-    rules: Rules,
-    links: BTreeMap<String, Link>,
-    addresses: Vec<Address>,
-}
-
 impl Agent {
     fn new(
         settings: Settings,
@@ -208,8 +198,15 @@ impl Agent {
         let events = Events::new()?;
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
         tokio::spawn(connection);
+        let raw = Requests::new()?;
+        let kernel = nexthop::knows(&raw).and(settings.use_kernel);
         Ok(Agent {
             settings,
+            raw,
+            kernel,
+            seen: None,
+            vxlan: 0,
+            others: None,
             facts,
             problems,
             applied,
@@ -236,9 +233,13 @@ impl Agent {
                     self.fresh |= !ended;
                     due = due.min(Instant::now());
                 }
-                event = self.events.next() => {
+                event = self.events.next(self.vxlan) => {
                     let now = Instant::now();
+                    if !matches!(event, Ok(Event::Nothing | Event::Foreign)) {
+                        self.seen = None;
+                    }
                     match event {
+                        Ok(Event::Nothing) => {}
                         Ok(Event::Look) => due = due.min(now + SETTLE),
                         // Our own settings are told, too, and somebody may set them all the time.
                         Ok(Event::Setting) if set.is_none_or(|set| now - set >= FOREIGN) => {
@@ -275,8 +276,16 @@ impl Agent {
         };
         let mut problems = vec![];
         let fresh = std::mem::take(&mut self.fresh);
-        let wait = match self.see(&facts).await {
+        let seen = match self.seen.take().filter(|_| fresh) {
+            Some(seen) => Ok(seen),
+            None => self.see(&facts).await,
+        };
+        let done = match seen {
             Ok(seen) => self.mend(&facts, seen, fresh, &mut problems).await,
+            Err(refused) => Err(refused),
+        };
+        let wait = match done {
+            Ok(wait) => wait,
             Err(refused) => {
                 self.fresh = fresh;
                 problems.push(Problem::new(
@@ -297,200 +306,5 @@ impl Agent {
         });
         self.applied.send_replace(Some(facts));
         wait
-    }
-
-    async fn see(&self, facts: &Facts) -> Result<Seen, Refused> {
-        let links = link::list(&self.handle).await?;
-        let names = links
-            .iter()
-            .map(|(name, link)| (link.index, name.clone()))
-            .collect();
-        let rules = rule::list(&self.handle).await?;
-        let found = Found {
-            routes: route::list(&self.handle, &names).await?,
-            rules: rules.ours.clone(),
-            guard: match &self.nft {
-                Ok(nft) => nft.found()?,
-                Err(_) => None,
-            },
-            devices: links
-                .iter()
-                .filter(|(name, link)| link.up && Some(name.as_str()) == tun(facts))
-                .map(|(name, _)| name.clone())
-                .collect(),
-        };
-        Ok(Seen {
-            found,
-            rules,
-            links,
-            addresses: link::addresses(&self.handle).await?,
-        })
-    }
-
-    async fn mend(
-        &mut self,
-        facts: &Facts,
-        seen: Seen,
-        fresh: bool,
-        problems: &mut Vec<Problem>,
-    ) -> Duration {
-        let usable = checks::usable(facts, &seen, problems);
-        let devices = checks::devices(facts, &seen);
-        let wanted = plan(&usable, &devices, &self.settings);
-        self.mark_tun(facts, &seen).await;
-        let changes = self.changes(&wanted, &seen);
-        let mut wait = ROUND;
-        if !changes.is_empty() {
-            wait = self
-                .mend_within_limit(&changes, &seen, fresh, problems)
-                .await;
-        }
-        for message in seen.rules.strange.iter().cloned() {
-            if let Err(refused) = rule::remove_strange(&self.handle, message).await {
-                tracing::debug!(%refused, "a rule of another version stays");
-            }
-        }
-        self.check_sysctls(&wanted, facts, problems);
-        self.check_others(&usable, &seen, problems).await;
-        self.tell_fight(problems);
-        wait
-    }
-
-    fn changes(&self, wanted: &Wanted, seen: &Seen) -> Vec<Change> {
-        let mut changes = diff(wanted, &seen.found);
-        if self.nft.is_err() {
-            changes.retain(|change| !matches!(change, Change::Guard(_) | Change::Elements { .. }));
-        }
-        changes
-    }
-
-    /// The last defence against two programs that undo each other's work as fast as they can.
-    async fn mend_within_limit(
-        &mut self,
-        changes: &[Change],
-        seen: &Seen,
-        fresh: bool,
-        problems: &mut Vec<Problem>,
-    ) -> Duration {
-        let now = Instant::now();
-        while self
-            .repairs
-            .front()
-            .is_some_and(|made| now - *made > FIGHT_SPAN)
-        {
-            self.repairs.pop_front();
-        }
-        if !fresh && let Some(wait) = self.too_soon(now) {
-            return wait;
-        }
-        let failed = self.apply(changes, seen).await;
-        for change in changes {
-            tracing::debug!(%change, failed = failed.len(), "kernel changed");
-        }
-        if !fresh && failed.len() < changes.len() {
-            self.repairs.push_back(now);
-            let all: Vec<String> = changes.iter().take(3).map(Change::to_string).collect();
-            self.fought = all.join(", ");
-            tracing::info!(
-                count = changes.len(),
-                first = self.fought,
-                "kernel state repaired"
-            );
-        }
-        let wait = if failed.is_empty() {
-            ROUND
-        } else {
-            REPAIR_EVERY
-        };
-        problems.extend(
-            failed
-                .into_iter()
-                .take(10)
-                .map(|refused| checks::refusal(&refused)),
-        );
-        wait
-    }
-
-    fn too_soon(&self, now: Instant) -> Option<Duration> {
-        let recent = |span: Duration| {
-            self.repairs
-                .iter()
-                .filter(|made| now - **made < span)
-                .count()
-        };
-        let latest = self.repairs.back()?;
-        let burst = recent(REPAIR_EVERY * REPAIRS_AT_ONCE as u32) >= REPAIRS_AT_ONCE;
-        let wait = REPAIR_EVERY.checked_sub(now - *latest)?;
-        (burst && !wait.is_zero()).then_some(wait)
-    }
-
-    async fn apply(&self, changes: &[Change], seen: &Seen) -> Vec<Refused> {
-        let mut failed = vec![];
-        for change in changes {
-            failed.extend(self.apply_one(change, seen).await.err());
-        }
-        failed
-    }
-
-    async fn apply_one(&self, change: &Change, seen: &Seen) -> Result<(), Refused> {
-        let index = |way: &Way| match way {
-            Way::Device { device, .. } => seen.links.get(device).map_or(0, |link| link.index),
-            Way::Unreachable | Way::Strange => 0,
-        };
-        match change {
-            Change::Guard(_) | Change::Elements { .. } => match &self.nft {
-                Ok(nft) => nft.apply(change),
-                Err(_) => Ok(()),
-            },
-            Change::AddRoute(place, way) => route::add(&self.handle, place, way, index(way)).await,
-            Change::ReplaceRoute(place, way) => {
-                route::replace(&self.handle, place, way, index(way)).await
-            }
-            Change::RemoveRoute(place, _) => route::remove(&self.handle, place).await,
-            Change::AddRule(rule) => rule::add(&self.handle, rule).await,
-            Change::RemoveRule(rule) => rule::remove(&self.handle, rule).await,
-        }
-    }
-
-    /// By its alias the interface is known as ours, whatever its name, when everything is taken away.
-    async fn mark_tun(&self, facts: &Facts, seen: &Seen) {
-        if let Some(tun) = tun(facts)
-            && let Some(link) = seen.links.get(tun)
-            && link.alias.as_deref() != Some(ALIAS)
-            && let Err(refused) = link::set_alias(&self.handle, link, ALIAS).await
-        {
-            tracing::debug!(%refused, interface = tun, "the interface gets no alias");
-        }
-    }
-
-    fn check_sysctls(&mut self, wanted: &Wanted, facts: &Facts, problems: &mut Vec<Problem>) {
-        match &mut self.memory {
-            Ok(memory) => problems.extend(sysctl::check(
-                &wanted.sysctls,
-                self.settings.set_sysctls,
-                memory,
-                tun(facts).unwrap_or(VXLAN_DEVICE),
-            )),
-            Err(error) => problems.push(Problem::new(
-                format!("what sysctls were before cannot be read: {error}"),
-                "look at the files in /run/causeway/kernel",
-            )),
-        }
-    }
-
-    fn tell_fight(&self, problems: &mut Vec<Problem>) {
-        if self.repairs.len() >= FIGHT {
-            problems.push(Problem::new(
-                format!(
-                    "something else keeps undoing the mesh's kernel state, {} times in {} s; last: {}",
-                    self.repairs.len(),
-                    FIGHT_SPAN.as_secs(),
-                    self.fought
-                ),
-                "find the other program with `ip monitor all` and `nft monitor`, and tell it to \
-                 leave protocol 199 and the table inet causeway alone (systemd-networkd: \
-                 ManageForeignRoutes=no and ManageForeignRoutingPolicyRules=no)",
-            ));
-        }
     }
 }

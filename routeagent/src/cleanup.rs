@@ -1,14 +1,17 @@
 //! Takes everything of ours out of the kernel, whatever was killed before.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use crate::agent::{self, StartError};
 use crate::lock::{Holder, Lock};
 use crate::netlink::nft::Nft;
-use crate::netlink::{Refused, link, route, rule};
-use crate::settings::{ALIAS, TABLE_NAME};
+use crate::netlink::request::Requests;
+use crate::netlink::vxlan::{self, Named};
+use crate::netlink::{Refused, link, nexthop, route, rule};
+use crate::settings::{ALIAS, TABLE_NAME, VXLAN_DEVICE};
 use crate::sysctl::Memory;
-use crate::wanted::route_line;
+use crate::wanted::{Nexthop, nexthop_line, route_line};
 
 /// What was removed, or would be, one line each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,21 +67,26 @@ impl Cleaner {
     async fn run(&mut self) -> io::Result<()> {
         let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
         tokio::spawn(connection);
+        let raw = Requests::new()?;
         if let Some(links) = self.read(link::list(&handle).await) {
             let names = links
                 .iter()
                 .map(|(name, link)| (link.index, name.clone()))
                 .collect();
-            let routes = self.read(route::list(&handle, &names).await);
+            let routes = self.read(route::list(&raw, &names));
             self.rules(&handle).await;
             for (place, way) in routes.unwrap_or_default() {
                 let line = format!("route {}", route_line(&place, &way));
-                let done = self.unless_dry(route::remove(&handle, &place)).await;
+                let done = self.unless_dry_now(|| route::remove(&raw, &place));
                 self.note(line, done);
             }
-            let ours = links
-                .iter()
-                .filter(|(_, link)| link.alias.as_deref() == Some(ALIAS));
+            self.nexthops(&raw, &names);
+            // Known by more than its alias: it gets that last.
+            let vxlan = self.read(vxlan::find(&raw));
+            let is_vxlan_ours = matches!(vxlan, Some(Named::Ours { .. }));
+            let ours = links.iter().filter(|(name, link)| {
+                link.alias.as_deref() == Some(ALIAS) || is_vxlan_ours && *name == VXLAN_DEVICE
+            });
             for (name, link) in ours {
                 let done = self.unless_dry(link::remove(&handle, name, link)).await;
                 self.note(format!("interface {name}"), done);
@@ -87,6 +95,19 @@ impl Cleaner {
         self.nft();
         self.sysctls();
         Ok(())
+    }
+
+    /// Groups first: a hop that is gone changes the groups it was in.
+    fn nexthops(&mut self, raw: &Requests, names: &BTreeMap<u32, String>) {
+        let found = self.read(nexthop::list(raw, names)).unwrap_or_default();
+        let (groups, hops): (Vec<_>, Vec<_>) = found
+            .ours
+            .into_iter()
+            .partition(|(_, nexthop)| matches!(nexthop, Nexthop::Group(_)));
+        for (id, nexthop) in groups.into_iter().chain(hops) {
+            let done = self.unless_dry_now(|| nexthop::remove(raw, id));
+            self.note(format!("nexthop {}", nexthop_line(id, &nexthop)), done);
+        }
     }
 
     async fn rules(&mut self, handle: &rtnetlink::Handle) {
@@ -141,6 +162,10 @@ impl Cleaner {
             }
             Err(error) => self.failed.push(format!("sysctls: {error}")),
         }
+    }
+
+    fn unless_dry_now(&self, work: impl FnOnce() -> Result<(), Refused>) -> Result<(), Refused> {
+        if self.dry_run { Ok(()) } else { work() }
     }
 
     async fn unless_dry(

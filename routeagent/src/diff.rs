@@ -4,13 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::guard::{FoundTable, SetName, Span, Table};
-use crate::wanted::{Place, Rule, Wanted, Way, route_line};
+use crate::settings::VXLAN_DEVICE;
+use crate::wanted::{
+    Forwarding, Group, Neighbour, Nexthop, Place, Rule, To, Vxlan, Wanted, Way, nexthop_line,
+    route_line,
+};
 
 /// What is ours in the kernel, and what our routes need there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     pub routes: BTreeMap<Place, Way>,
     pub rules: BTreeSet<Rule>,
+    pub nexthops: BTreeMap<u32, Nexthop>,
+    /// Numbers that somebody else has given.
+    pub foreign_nexthops: BTreeSet<u32>,
+    /// If it is ours.
+    pub vxlan: Option<Vxlan>,
+    /// Of that interface, as the next.
+    pub forwarding: BTreeSet<Forwarding>,
+    pub neighbours: BTreeSet<Neighbour>,
     pub guard: Option<FoundTable>,
     /// Interfaces that are up; nothing is routed by others.
     pub devices: BTreeSet<String>,
@@ -26,6 +38,14 @@ pub enum Change {
         add: BTreeSet<Span>,
         remove: BTreeSet<Span>,
     },
+    RemoveVxlan,
+    SetForwarding(Forwarding),
+    RemoveForwarding(Forwarding),
+    SetNeighbour(Neighbour),
+    RemoveNeighbour(Neighbour),
+    AddNexthop(u32, Nexthop),
+    ReplaceNexthop(u32, Nexthop),
+    RemoveNexthop(u32, Nexthop),
     AddRoute(Place, Way),
     ReplaceRoute(Place, Way),
     RemoveRoute(Place, Way),
@@ -34,16 +54,25 @@ pub enum Change {
 }
 
 /// In an order in which at no moment less is guarded than before or after: what closes comes
-/// first, what leads into the tunnel next, and what is taken away last.
+/// first, what leads into the mesh next, and what is taken away last. Before all a gateway that died
+/// is taken out of the groups that live on without it.
 pub fn diff(wanted: &Wanted, found: &Found) -> Vec<Change> {
-    let mut changes = guard(&wanted.guard, found.guard.as_ref());
+    let hops = Hops::new(wanted, found);
+    let mut changes = hops.at_once();
+    changes.extend(guard(&wanted.guard, found.guard.as_ref()));
     let (closing, leading): (Vec<_>, Vec<_>) = wanted
         .routes
         .iter()
         .partition(|(_, way)| matches!(way, Way::Unreachable));
-    for (place, way) in closing.into_iter().chain(leading) {
-        changes.extend(route(place, way, found));
-    }
+    let routes = |changes: &mut Vec<Change>, routes: Vec<(&Place, &Way)>| {
+        for (place, way) in routes {
+            changes.extend(route(place, way, found));
+        }
+    };
+    routes(&mut changes, closing);
+    changes.extend(link_layer(wanted, found));
+    changes.extend(hops.leading());
+    routes(&mut changes, leading);
     let missing = wanted.rules.difference(&found.rules).cloned();
     changes.extend(missing.map(Change::AddRule));
     let stale = found.rules.difference(&wanted.rules).cloned();
@@ -53,11 +82,126 @@ pub fn diff(wanted: &Wanted, found: &Found) -> Vec<Change> {
             changes.push(Change::RemoveRoute(*place, way.clone()));
         }
     }
+    changes.extend(hops.stale());
+    changes.extend(link_layer_stale(wanted, found));
     changes
 }
 
+/// What is to be done about next hops and groups, and when.
+struct Hops<'a> {
+    wanted: &'a BTreeMap<u32, Nexthop>,
+    found: &'a BTreeMap<u32, Nexthop>,
+    /// Taken out of their groups by the kernel, none of which is left without members.
+    at_once: BTreeSet<u32>,
+}
+
+impl<'a> Hops<'a> {
+    fn new(wanted: &'a Wanted, found: &'a Found) -> Hops<'a> {
+        let (wanted, found) = (&wanted.nexthops, &found.nexthops);
+        let gone = |id: &&u32| !wanted.contains_key(*id);
+        let dead: BTreeSet<u32> = found
+            .iter()
+            .filter(|(_, nexthop)| matches!(nexthop, Nexthop::Hop(_)))
+            .map(|(id, _)| id)
+            .filter(gone)
+            .copied()
+            .collect();
+        let last = found.values().any(|nexthop| match nexthop {
+            Nexthop::Group(group) => group.members.is_subset(&dead),
+            Nexthop::Hop(_) => false,
+        });
+        let at_once = if last { BTreeSet::new() } else { dead };
+        Hops {
+            wanted,
+            found,
+            at_once,
+        }
+    }
+
+    fn at_once(&self) -> Vec<Change> {
+        let ids = self.at_once.iter();
+        ids.filter_map(|id| self.remove(id)).collect()
+    }
+
+    fn remove(&self, id: &u32) -> Option<Change> {
+        let there = self.found.get(id)?;
+        Some(Change::RemoveNexthop(*id, there.clone()))
+    }
+
+    /// Those that groups are made of come before the groups.
+    fn of_kind(&self, groups: bool) -> impl Iterator<Item = Change> {
+        let is_group = |nexthop: &Nexthop| matches!(nexthop, Nexthop::Group(_));
+        let wanted = self.wanted.iter();
+        let of_kind = wanted.filter(move |(_, nexthop)| is_group(nexthop) == groups);
+        of_kind.filter_map(|(id, nexthop)| match self.found.get(id) {
+            Some(there) if self.remains(there) == *nexthop => None,
+            Some(_) => Some(Change::ReplaceNexthop(*id, nexthop.clone())),
+            None => Some(Change::AddNexthop(*id, nexthop.clone())),
+        })
+    }
+
+    fn leading(&self) -> Vec<Change> {
+        self.of_kind(false).chain(self.of_kind(true)).collect()
+    }
+
+    /// What the kernel leaves of it when the dead ones are gone.
+    fn remains(&self, there: &Nexthop) -> Nexthop {
+        match there {
+            Nexthop::Hop(hop) => Nexthop::Hop(hop.clone()),
+            Nexthop::Group(group) => Nexthop::Group(Group {
+                members: group.members.difference(&self.at_once).copied().collect(),
+                resilient: group.resilient,
+            }),
+        }
+    }
+
+    /// Groups first: a hop takes its routes along, and may be the last of a group.
+    fn stale(&self) -> Vec<Change> {
+        let gone = |id: &&u32| !self.wanted.contains_key(*id) && !self.at_once.contains(*id);
+        let is_group = |id: &&u32| matches!(self.found.get(*id), Some(Nexthop::Group(_)));
+        let (groups, hops): (Vec<&u32>, Vec<&u32>) =
+            self.found.keys().filter(gone).partition(is_group);
+        let ids = groups.into_iter().chain(hops);
+        ids.filter_map(|id| self.remove(id)).collect()
+    }
+}
+
+fn link_layer(wanted: &Wanted, found: &Found) -> Vec<Change> {
+    let entries = wanted.forwarding.difference(&found.forwarding).cloned();
+    let neighbours = wanted.neighbours.difference(&found.neighbours).cloned();
+    let entries = entries.map(Change::SetForwarding);
+    entries
+        .chain(neighbours.map(Change::SetNeighbour))
+        .filter(|_| found.devices.contains(VXLAN_DEVICE))
+        .collect()
+}
+
+/// What goes with the interface needs no word.
+fn link_layer_stale(wanted: &Wanted, found: &Found) -> Vec<Change> {
+    if wanted.vxlan.is_none() {
+        return found.vxlan.iter().map(|_| Change::RemoveVxlan).collect();
+    }
+    let entries = found.forwarding.difference(&wanted.forwarding);
+    let entries =
+        entries.filter(|there| wanted.forwarding.iter().all(|entry| entry.mac != there.mac));
+    let neighbours = found.neighbours.difference(&wanted.neighbours);
+    let neighbours = neighbours.filter(|there| {
+        wanted
+            .neighbours
+            .iter()
+            .all(|neighbour| neighbour.address != there.address)
+    });
+    let entries = entries.cloned().map(Change::RemoveForwarding);
+    entries
+        .chain(neighbours.cloned().map(Change::RemoveNeighbour))
+        .collect()
+}
+
 fn route(place: &Place, way: &Way, found: &Found) -> Option<Change> {
-    if let Way::Device { device, .. } = way
+    if let Way::Leads {
+        to: To::Device(device),
+        ..
+    } = way
         && !found.devices.contains(device)
     {
         return None;
@@ -96,6 +240,20 @@ impl fmt::Display for Change {
             Change::Guard(_) => out.write_str("nft table inet causeway made anew"),
             Change::Elements { set, add, remove } => {
                 write!(out, "nft set {set}: {} in, {} out", add.len(), remove.len())
+            }
+            Change::RemoveVxlan => write!(out, "link del {VXLAN_DEVICE}"),
+            Change::SetForwarding(entry) => write!(out, "fdb replace {entry}"),
+            Change::RemoveForwarding(entry) => write!(out, "fdb del {entry}"),
+            Change::SetNeighbour(neighbour) => write!(out, "neigh replace {neighbour}"),
+            Change::RemoveNeighbour(neighbour) => write!(out, "neigh del {neighbour}"),
+            Change::AddNexthop(id, nexthop) => {
+                write!(out, "nexthop add {}", nexthop_line(*id, nexthop))
+            }
+            Change::ReplaceNexthop(id, nexthop) => {
+                write!(out, "nexthop replace {}", nexthop_line(*id, nexthop))
+            }
+            Change::RemoveNexthop(id, nexthop) => {
+                write!(out, "nexthop del {}", nexthop_line(*id, nexthop))
             }
             Change::AddRoute(place, way) => write!(out, "route add {}", route_line(place, way)),
             Change::ReplaceRoute(place, way) => {

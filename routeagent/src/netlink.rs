@@ -5,12 +5,15 @@ pub(crate) mod events;
 mod expression;
 pub(crate) mod forward;
 pub(crate) mod link;
+pub(crate) mod nexthop;
 pub(crate) mod nft;
 pub(crate) mod raw;
+pub(crate) mod request;
 pub(crate) mod route;
 pub(crate) mod rule;
 mod transactions;
 pub(crate) mod translation;
+pub(crate) mod vxlan;
 
 /// What was asked, and what the kernel said.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,12 @@ pub(crate) const PROTOCOL: u8 = 199;
 pub(crate) const TABLE_NAME: &str = "causeway";
 /// The alias of interfaces that are ours to remove.
 pub(crate) const ALIAS: &str = "causeway";
-/// Between agents and gateways where the site's network refuses addresses of other sites.
+/// The network identifier of that interface, alone on it.
+pub(crate) const VXLAN_VNI: u32 = 7803;
+/// Numbers of next hops have these bits set, those of groups one more. The low 15 bits are a hash.
+pub(crate) const NEXTHOP_BASE: u32 = 0x4357_0000;
+pub(crate) const GROUP_BASE: u32 = 0x4357_8000;
+/// The interface between agents and gateways where the site's network refuses addresses of other sites.
 pub const VXLAN_DEVICE: &str = "causeway-vx";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +26,28 @@ pub struct Settings {
     pub open_forward: bool,
     /// Whether to set sysctls that forwarding needs, or only to say so.
     pub set_sysctls: bool,
+    /// What of the kernel to use where it has it.
+    pub use_kernel: Kernel,
+}
+
+/// What not every kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Since 5.3.
+    pub nexthops: bool,
+    /// Groups of them that leave the flows of others alone; since 5.13.
+    pub resilient: bool,
+    pub v6: bool,
+}
+
+impl Default for Kernel {
+    fn default() -> Kernel {
+        Kernel {
+            nexthops: true,
+            resilient: true,
+            v6: true,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -31,6 +58,17 @@ impl Default for Settings {
             fwmark: (0x1000, 0x1000),
             open_forward: false,
             set_sysctls: true,
+            use_kernel: Kernel::default(),
+        }
+    }
+}
+
+impl Kernel {
+    pub(crate) fn and(self, other: Kernel) -> Kernel {
+        Kernel {
+            nexthops: self.nexthops && other.nexthops,
+            resilient: self.resilient && other.resilient,
+            v6: self.v6 && other.v6,
         }
     }
 }

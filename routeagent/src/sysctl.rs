@@ -154,7 +154,7 @@ pub(crate) fn check(
     wanted: &BTreeSet<Sysctl>,
     may_set: bool,
     memory: &mut Memory,
-    ours: &str,
+    ours: &[&str],
 ) -> Vec<Problem> {
     let mut problems = vec![];
     for sysctl in wanted {
@@ -171,6 +171,10 @@ pub(crate) fn check(
             Err(io::Error::other("changing it is switched off"))
         };
         if let Err(error) = done {
+            if sysctl.optional {
+                tracing::debug!(key = sysctl.dotted(), %error, "an optional sysctl stays as it is");
+                continue;
+            }
             let problem = Problem::new(
                 format!(
                     "{} is {now}, and the mesh needs {}: {error}",
@@ -196,9 +200,10 @@ fn in_force(key: &str, now: &str) -> String {
     all.max(now.to_owned())
 }
 
-fn set(sysctl: &Sysctl, now: &str, memory: &mut Memory, ours: &str) -> io::Result<()> {
-    // What is of our interface goes with it.
-    if !sysctl.key.contains(&format!("/conf/{ours}/")) {
+fn set(sysctl: &Sysctl, now: &str, memory: &mut Memory, ours: &[&str]) -> io::Result<()> {
+    // What is of our interfaces goes with them.
+    let is_ours = |name: &&str| sysctl.key.contains(&format!("/conf/{name}/"));
+    if !ours.iter().any(is_ours) {
         let mut keep = vec![Kept {
             key: sysctl.key.clone(),
             before: now.to_owned(),
@@ -214,7 +219,7 @@ fn set(sysctl: &Sysctl, now: &str, memory: &mut Memory, ours: &str) -> io::Resul
 }
 
 /// What the kernel changes along with forwarding.
-fn side_effects(key: &str, ours: &str) -> Vec<Kept> {
+fn side_effects(key: &str, ours: &[&str]) -> Vec<Kept> {
     let (family, extra) = match key {
         FORWARD_V4 => ("ipv4", Some("net/ipv4/conf/all/accept_redirects")),
         FORWARD_V6 => ("ipv6", None),
@@ -223,7 +228,7 @@ fn side_effects(key: &str, ours: &str) -> Vec<Kept> {
     let mut keys: Vec<String> = extra.into_iter().map(str::to_owned).collect();
     let directory = format!("net/{family}/conf");
     let mut names = interfaces(&directory);
-    names.retain(|name| name != "all" && name != ours);
+    names.retain(|name| name != "all" && !ours.contains(&name.as_str()));
     keys.extend(
         names
             .into_iter()
@@ -240,10 +245,11 @@ fn side_effects(key: &str, ours: &str) -> Vec<Kept> {
 
 /// A kernel that forwards stops listening to routers, and forgets the default route it has from one,
 /// unless told to go on.
-fn keep_router_advertisements(memory: &mut Memory, ours: &str) -> io::Result<()> {
+fn keep_router_advertisements(memory: &mut Memory, ours: &[&str]) -> io::Result<()> {
     for name in interfaces("net/ipv6/conf") {
         let key = format!("net/ipv6/conf/{name}/accept_ra");
-        if name == "all" || name == "default" || name == ours || read(&key)? != "1" {
+        if name == "all" || name == "default" || ours.contains(&name.as_str()) || read(&key)? != "1"
+        {
             continue;
         }
         memory.keep(vec![Kept {

@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use ip_network::IpNetwork;
 
 use crate::guard::Table;
-use crate::settings::PROTOCOL;
+use crate::link_layer::Mac;
+use crate::settings::{PROTOCOL, VXLAN_DEVICE, VXLAN_VNI};
 
 pub const MAIN_TABLE: u32 = 254;
 /// The worst there is: any other route for the same prefix goes before an unreachable one.
@@ -18,6 +19,11 @@ pub const LAST_METRIC: u32 = u32::MAX;
 pub struct Wanted {
     pub routes: BTreeMap<Place, Way>,
     pub rules: BTreeSet<Rule>,
+    /// By their numbers.
+    pub nexthops: BTreeMap<u32, Nexthop>,
+    pub vxlan: Option<Vxlan>,
+    pub forwarding: BTreeSet<Forwarding>,
+    pub neighbours: BTreeSet<Neighbour>,
     pub guard: Table,
     pub sysctls: BTreeSet<Sysctl>,
 }
@@ -32,14 +38,69 @@ pub struct Place {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    Device {
-        device: String,
+    Leads {
+        to: To,
         source: Option<IpAddr>,
         mtu: Option<u16>,
     },
     Unreachable,
     /// Found only: it carries our protocol number, and no version of ours would write it so.
     Strange,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum To {
+    /// Whatever is there.
+    Device(String),
+    /// Each flow to one of them.
+    Hops(BTreeSet<Hop>),
+    /// The group with this number.
+    Group(u32),
+}
+
+/// A neighbour at an interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hop {
+    pub via: IpAddr,
+    pub device: String,
+    /// In no network of the interface.
+    pub onlink: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nexthop {
+    Hop(Hop),
+    Group(Group),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Group {
+    pub members: BTreeSet<u32>,
+    /// The flows of the others stay where they are when one comes or goes.
+    pub resilient: bool,
+}
+
+/// The interface between agents and gateways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    pub port: u16,
+    /// Where outer datagrams come from.
+    pub local: IpAddr,
+    pub mac: Mac,
+    pub mtu: u32,
+}
+
+/// Which node has a link-layer address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Forwarding {
+    pub mac: Mac,
+    pub to: IpAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Neighbour {
+    pub address: IpAddr,
+    pub mac: Mac,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,8 +116,11 @@ pub struct Rule {
     pub priority: u32,
     /// Only packets of this node's own sockets.
     pub own: bool,
+    /// Only packets that came in by this interface.
+    pub from: Option<String>,
     /// Those that do not match.
     pub not: bool,
+    /// Value and mask; all marks if both are 0.
     pub fwmark: (u32, u32),
     pub table: u32,
 }
@@ -68,6 +132,8 @@ pub struct Sysctl {
     pub key: String,
     pub fine: Vec<&'static str>,
     pub set: &'static str,
+    /// It works without, only not as well.
+    pub optional: bool,
 }
 
 impl Family {
@@ -90,6 +156,18 @@ impl Place {
 
 impl fmt::Display for Wanted {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(vxlan) = &self.vxlan {
+            writeln!(out, "{vxlan}")?;
+        }
+        for entry in &self.forwarding {
+            writeln!(out, "{entry}")?;
+        }
+        for neighbour in &self.neighbours {
+            writeln!(out, "{neighbour}")?;
+        }
+        for (id, nexthop) in &self.nexthops {
+            writeln!(out, "{}", nexthop_line(*id, nexthop))?;
+        }
         for (place, way) in &self.routes {
             writeln!(out, "{}", route_line(place, way))?;
         }
@@ -112,7 +190,7 @@ pub fn route_line(place: &Place, way: &Way) -> String {
     } = place;
     let v4 = place.family() == Family::V4;
     let mut line = match way {
-        Way::Device { device, .. } => format!("{prefix} dev {device}"),
+        Way::Leads { to, .. } => format!("{prefix}{to}"),
         Way::Unreachable if v4 => format!("unreachable {prefix}"),
         Way::Unreachable => format!("unreachable {prefix} dev lo"),
         Way::Strange => format!("{prefix} (strange)"),
@@ -121,8 +199,8 @@ pub fn route_line(place: &Place, way: &Way) -> String {
         line += &format!(" table {table}");
     }
     line += &format!(" proto {PROTOCOL}");
-    if let Way::Device { source, .. } = way {
-        if v4 {
+    if let Way::Leads { to, source, .. } = way {
+        if v4 && matches!(to, To::Device(_)) {
             line += " scope link";
         }
         if let Some(source) = source {
@@ -132,10 +210,79 @@ pub fn route_line(place: &Place, way: &Way) -> String {
     if *metric != 0 {
         line += &format!(" metric {metric}");
     }
-    if let Way::Device { mtu: Some(mtu), .. } = way {
+    if let Way::Leads { mtu: Some(mtu), .. } = way {
         line += &format!(" mtu {mtu}");
     }
     line
+}
+
+/// As `ip nexthop` shows it.
+pub fn nexthop_line(id: u32, nexthop: &Nexthop) -> String {
+    match nexthop {
+        Nexthop::Hop(hop) => format!("id {id}{hop} scope link proto {PROTOCOL}"),
+        Nexthop::Group(group) => format!("id {id} group {group} proto {PROTOCOL}"),
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let members: Vec<String> = self.members.iter().map(u32::to_string).collect();
+        out.write_str(&members.join("/"))?;
+        if self.resilient {
+            out.write_str(" type resilient")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Hop {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, " via {} dev {}", self.via, self.device)?;
+        if self.onlink {
+            out.write_str(" onlink")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for To {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            To::Device(device) => write!(out, " dev {device}"),
+            To::Hops(hops) if hops.len() == 1 => hops.iter().try_for_each(|hop| hop.fmt(out)),
+            To::Hops(hops) => hops.iter().try_for_each(|hop| write!(out, " nexthop{hop}")),
+            To::Group(id) => write!(out, " nhid {id}"),
+        }
+    }
+}
+
+impl fmt::Display for Vxlan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{VXLAN_DEVICE}: mtu {} vxlan id {VXLAN_VNI} local {} dstport {} nolearning address {}",
+            self.mtu, self.local, self.port, self.mac
+        )
+    }
+}
+
+/// As `bridge fdb` shows it.
+impl fmt::Display for Forwarding {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{} dev {VXLAN_DEVICE} dst {} self static",
+            self.mac, self.to
+        )
+    }
+}
+
+/// As `ip neigh` shows it.
+impl fmt::Display for Neighbour {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Neighbour { address, mac } = self;
+        write!(out, "{address} dev {VXLAN_DEVICE} lladdr {mac} PERMANENT")
+    }
 }
 
 impl fmt::Display for Rule {
@@ -145,16 +292,19 @@ impl fmt::Display for Rule {
             Family::V6 => "-6 ",
         };
         let not = if self.not { "not " } else { "" };
-        let own = if self.own { " iif lo" } else { "" };
-        let (value, mask) = self.fwmark;
-        let value = if value == 0 {
-            "0".to_owned()
-        } else {
-            format!("{value:#x}")
+        let from = match &self.from {
+            _ if self.own => " iif lo".to_owned(),
+            Some(device) => format!(" iif {device}"),
+            None => String::new(),
+        };
+        let mark = match self.fwmark {
+            (0, 0) => String::new(),
+            (0, mask) => format!(" fwmark 0/{mask:#x}"),
+            (value, mask) => format!(" fwmark {value:#x}/{mask:#x}"),
         };
         write!(
             out,
-            "{family}{}: {not}from all fwmark {value}/{mask:#x}{own} lookup {} proto {PROTOCOL}",
+            "{family}{}: {not}from all{mark}{from} lookup {} proto {PROTOCOL}",
             self.priority, self.table
         )
     }

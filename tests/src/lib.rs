@@ -15,6 +15,7 @@ pub mod relay;
 pub mod rival;
 pub mod shown;
 pub mod simulation;
+pub mod site_kernel;
 pub mod stream;
 pub mod subject;
 pub mod tunnel;

@@ -104,25 +104,8 @@ impl NodeKernel {
         self.facts.send_replace(Some(Arc::new(facts)));
     }
 
-    /// Everything of this node's kernel that the agent might touch, as programs print it.
     pub fn snapshot(&self) -> Result<String> {
-        let sysctls = "for key in net.ipv4.ip_forward net.ipv4.conf.all.accept_redirects \
-             net.ipv4.conf.all.rp_filter net.ipv4.conf.lan.rp_filter net.ipv4.conf.all.src_valid_mark \
-             net.ipv4.conf.default.forwarding net.ipv4.conf.lan.forwarding \
-             net.ipv6.conf.all.forwarding net.ipv6.conf.default.forwarding \
-             net.ipv6.conf.lan.forwarding net.ipv6.conf.lan.accept_ra; \
-             do echo $key = $(sysctl -n $key); done";
-        let lines = [
-            "ip -4 route show table all",
-            // Expiry and link-local churn are not about us.
-            "ip -6 route show table all | grep -v 'fe80\\|ff00' | sed 's/ pref medium//'",
-            "ip rule; ip -6 rule",
-            "nft -s list ruleset",
-            "ip -br link | cut -d@ -f1",
-            sysctls,
-        ];
-        let parts: Result<Vec<String>> = lines.iter().map(|line| self.node.sh(line)).collect();
-        Ok(parts?.join("\n---\n"))
+        snapshot(&self.node)
     }
 
     /// How long until `line` of shell succeeds in the node.
@@ -206,6 +189,30 @@ pub fn facts() -> Facts {
             probes: vec![],
         }),
     }
+}
+
+/// Everything of a node's kernel that the agent might touch, as programs print it.
+pub fn snapshot(node: &Namespace) -> Result<String> {
+    let sysctls = "for key in net.ipv4.ip_forward net.ipv4.conf.all.accept_redirects \
+         net.ipv4.conf.all.rp_filter net.ipv4.conf.lan.rp_filter net.ipv4.conf.all.src_valid_mark \
+         net.ipv4.conf.default.forwarding net.ipv4.conf.lan.forwarding \
+         net.ipv6.conf.all.forwarding net.ipv6.conf.default.forwarding \
+         net.ipv6.conf.lan.forwarding net.ipv6.conf.lan.accept_ra \
+             net.ipv4.fib_multipath_hash_policy net.ipv6.fib_multipath_hash_policy; \
+         do echo $key = $(sysctl -n $key); done";
+    let lines = [
+        "ip -4 route show table all",
+        // Expiry and link-local churn are not about us.
+        "ip -6 route show table all | grep -v 'fe80\\|ff00' | sed 's/ pref medium//'",
+        "ip rule; ip -6 rule",
+        "nft -s list ruleset",
+        "ip nexthop",
+        "bridge fdb; ip neigh show nud permanent",
+        "ip -br link | cut -d@ -f1",
+        sysctls,
+    ];
+    let parts: Result<Vec<String>> = lines.iter().map(|line| node.sh(line)).collect();
+    Ok(parts?.join("\n---\n"))
 }
 
 /// What `problems` says now, in one text.

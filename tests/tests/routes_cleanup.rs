@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
+use routeagent::diff::Found;
 use routeagent::facts::Facts;
-use routeagent::plan::{Devices, plan};
+use routeagent::plan::{Devices, Ground, plan};
 use routeagent::{CleanupError, Holder, Settings, StartError};
 use tests::broker::command::causeway;
 use tests::lab::{Namespace, skip};
@@ -207,7 +208,11 @@ fn planned(kernel: &NodeKernel, facts: &Facts, settings: &Settings) -> String {
         vxlan: 0,
         inner: [(LAN.to_owned(), index(LAN))].into(),
     };
-    let mut text = plan(facts, &devices, settings).to_string();
+    let ground = Ground {
+        devices,
+        ..Ground::default()
+    };
+    let mut text = plan(facts, &ground, &Found::default(), settings).to_string();
     for device in [TUN, LAN, "lo"] {
         for word in ["if ", "if != "] {
             let planned = format!("{word}{} ", index(device));

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 
 use ip_network::IpNetwork;
 
-use super::{Agent, Seen, tun};
-use crate::facts::Facts;
+use super::see::Seen;
+use super::{Agent, tun};
+use crate::facts::{Exit, Facts, Mode, Neighbour};
 use crate::netlink::nft::Nft;
 use crate::netlink::{Refused, route};
-use crate::plan::{Devices, overlap, refusal as cut_off};
+use crate::plan::{self, Ground, overlap, refusal as cut_off};
 use crate::problem::Problem;
-use crate::settings::VXLAN_DEVICE;
-use crate::wanted::Family;
+use crate::settings::{Kernel, VXLAN_DEVICE};
+use crate::wanted::{Family, Vxlan};
 
 /// The facts without addresses that this node does not have: the kernel refuses routes with them.
 pub(super) fn usable(facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) -> Facts {
@@ -28,7 +29,7 @@ pub(super) fn usable(facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) ->
         there
     });
     if let Some(tun) = tun(facts)
-        && seen.found.devices.is_empty()
+        && !seen.found.devices.contains(tun)
     {
         problems.push(Problem::new(
             format!("the interface {tun} is missing or down"),
@@ -40,30 +41,119 @@ pub(super) fn usable(facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) ->
     usable
 }
 
-pub(super) fn devices(facts: &Facts, seen: &Seen) -> Devices {
-    let is_inner = |address| {
-        facts.lan.contains(&address) || facts.local.iter().any(|prefix| prefix.contains(address))
+/// What cannot be made on the way to others.
+pub(super) fn no_vxlan(refused: &Refused, wanted: &Vxlan) -> Problem {
+    let Vxlan { port, .. } = wanted;
+    let next = match refused.error.raw_os_error() {
+        Some(libc::EADDRINUSE | libc::EEXIST) => format!(
+            "something else has UDP port {port} or this VXLAN identifier (`ss -lunp`, `ip -d link show type vxlan`): stop it, or give all nodes of this site another port with --vxlan-port"
+        ),
+        Some(libc::EOPNOTSUPP) => {
+            "load the module vxlan, or use --mode direct where the site's network lets addresses of other sites through".to_owned()
+        }
+        _ => "it is tried again every second; look at `ip -d link show causeway-vx`".to_owned(),
     };
-    let indexes: BTreeSet<u32> = seen
-        .addresses
-        .iter()
-        .filter(|own| is_inner(own.address))
-        .map(|own| own.index)
-        .collect();
-    let index = |name: Option<&str>| {
-        let link = name.and_then(|name| seen.links.get(name));
-        link.map_or(0, |link| link.index)
-    };
-    let inner = seen.links.iter().filter(|(name, link)| {
-        Some(name.as_str()) != tun(facts) && *name != "lo" && indexes.contains(&link.index)
-    });
-    Devices {
-        tun: index(tun(facts)),
-        vxlan: index(Some(VXLAN_DEVICE)),
-        inner: inner
-            .map(|(name, link)| (name.clone(), link.index))
-            .collect(),
+    Problem::new(
+        format!("the interface {VXLAN_DEVICE} cannot be made: {refused}"),
+        next,
+    )
+    .that_stops_traffic()
+}
+
+/// Whether every neighbour can be reached, and with what the kernel has.
+pub(super) fn hops(facts: &Facts, ground: &Ground, seen: &Seen, problems: &mut Vec<Problem>) {
+    if ground.name_taken && (facts.gateways().is_some() || !agents(facts).is_empty()) {
+        problems.push(foreign_vxlan(facts));
     }
+    if !ground.kernel.v6 && facts.prefixes.keys().any(is_v6) {
+        problems.push(Problem::new(
+            "this kernel runs without IPv6: IPv6 prefixes of other sites cannot be reached from here",
+            "start the kernel without ipv6.disable=1 if they are needed",
+        ));
+    }
+    let Some(gateways) = facts.gateways() else {
+        return;
+    };
+    problems.extend(older(ground));
+    for gateway in gateways.gateways.values() {
+        problems.extend(match gateways.mode {
+            Mode::Direct => not_on_link(gateway, ground, seen),
+            Mode::Vxlan => other_family(gateway, facts, ground),
+        });
+    }
+}
+
+fn agents(facts: &Facts) -> Vec<&Neighbour> {
+    let tunnel = facts.tunnel().into_iter();
+    tunnel.flat_map(|tunnel| tunnel.agents.values()).collect()
+}
+
+fn is_v6(prefix: &IpNetwork) -> bool {
+    matches!(prefix, IpNetwork::V6(_))
+}
+
+fn foreign_vxlan(facts: &Facts) -> Problem {
+    let needs = match &facts.exit {
+        Exit::Tunnel(tunnel) => !tunnel.agents.is_empty(),
+        Exit::Gateways(gateways) => gateways.mode == Mode::Vxlan,
+    };
+    let problem = Problem::new(
+        format!(
+            "there is an interface {VXLAN_DEVICE} that Causeway has not made; it is left alone, and VXLAN cannot be used"
+        ),
+        format!("if nobody needs it: ip link del {VXLAN_DEVICE}"),
+    );
+    if needs {
+        problem.that_stops_traffic()
+    } else {
+        problem
+    }
+}
+
+fn older(ground: &Ground) -> Option<Problem> {
+    let what = match ground.kernel {
+        Kernel {
+            nexthops: false, ..
+        } => {
+            "this kernel has no next hop objects (Linux 5.3): routes name all gateways, and flows of the others may move when one comes or goes"
+        }
+        Kernel {
+            resilient: false, ..
+        } => {
+            "this kernel has no resilient groups of next hops (Linux 5.13): flows of the other gateways may move when one comes or goes"
+        }
+        Kernel { .. } => return None,
+    };
+    let next = "nothing needs to be done; a newer kernel does better";
+    Some(Problem::new(what, next))
+}
+
+fn not_on_link(gateway: &Neighbour, ground: &Ground, seen: &Seen) -> Option<Problem> {
+    let Neighbour { name, lan, .. } = gateway;
+    match ground.on_link.get(lan) {
+        None => Some(Problem::new(
+            format!(
+                "gateway {name} at {lan} is in no network of this node: nothing can be sent to it directly"
+            ),
+            "use --mode vxlan or auto, or give this node an address in the gateway's network",
+        )),
+        Some(device) if !seen.found.devices.contains(device) => Some(Problem::new(
+            format!("gateway {name} at {lan} is behind {device}, which is down or has no carrier"),
+            format!("ip link set {device} up; look at its cable or virtual switch"),
+        )),
+        Some(_) => None,
+    }
+}
+
+fn other_family(gateway: &Neighbour, facts: &Facts, ground: &Ground) -> Option<Problem> {
+    let local = plan::vxlan(facts, ground)?.local;
+    let Neighbour { name, lan, .. } = gateway;
+    (lan.is_ipv4() != local.is_ipv4()).then(|| {
+        Problem::new(
+            format!("gateway {name} is at {lan} and this node at {local}: the two cannot speak VXLAN with each other"),
+            "give both a LAN address of one family with --address",
+        )
+    })
 }
 
 pub(super) fn refusal(refused: &Refused) -> Problem {
@@ -86,7 +176,11 @@ impl Agent {
         problems: &mut Vec<Problem>,
     ) {
         check_overlaps(facts, seen, problems);
-        match self.check_rules(facts, seen).await {
+        match self.check_tables() {
+            Ok(found) => problems.extend(found),
+            Err(refused) => tracing::debug!(%refused, "foreign routes are not judged"),
+        }
+        match self.check_rules(facts, seen) {
             Ok(found) => problems.extend(found),
             Err(refused) => tracing::debug!(%refused, "foreign rules are not judged"),
         }
@@ -103,7 +197,7 @@ impl Agent {
     }
 
     /// Rules before ours that lead to a table with a route for a mesh prefix.
-    async fn check_rules(&self, facts: &Facts, seen: &Seen) -> Result<Vec<Problem>, Refused> {
+    fn check_rules(&self, facts: &Facts, seen: &Seen) -> Result<Vec<Problem>, Refused> {
         let mut problems = vec![];
         for rule in &seen.rules.foreign {
             if rule.priority > self.settings.rule_priority {
@@ -115,8 +209,11 @@ impl Agent {
                 .filter(|prefix| Family::of(prefix.network_address()) == rule.family)
                 .copied()
                 .collect();
-            let caught = route::foreign(&self.handle, rule.family, rule.table, &prefixes).await?;
-            if let Some(route) = caught.first() {
+            let foreign = route::foreign(&self.raw, rule.family, rule.table)?;
+            let mut foreign = foreign.iter();
+            let taken =
+                |route: &&IpNetwork| prefixes.iter().any(|prefix| overlap(*prefix, **route));
+            if let Some(route) = foreign.find(taken) {
                 problems.push(Problem::new(
                     format!(
                         "the rule with priority {} to table {} comes before ours, and {route} there takes packets for the mesh",
@@ -127,6 +224,28 @@ impl Agent {
                         self.settings.rule_priority
                     ),
                 ).that_stops_traffic());
+            }
+        }
+        Ok(problems)
+    }
+
+    /// Routes of others in tables that are meant to be ours alone.
+    fn check_tables(&self) -> Result<Vec<Problem>, Refused> {
+        let settings = &self.settings;
+        let mut problems = vec![];
+        for table in [
+            settings.table,
+            settings.own_table(),
+            settings.return_table(),
+        ] {
+            for family in Family::BOTH {
+                let foreign = route::foreign(&self.raw, family, table)?;
+                problems.extend(foreign.first().map(|route| {
+                    Problem::new(
+                        format!("another program has routes in our table {table}, as for {route}: packets for the mesh may take them"),
+                        "remove them, or start with another number with --table",
+                    )
+                }));
             }
         }
         Ok(problems)

@@ -1,84 +1,123 @@
 //! What the kernel tells unasked: that something of ours, or something we depend on, changed.
+//!
+//! Of each message only the first bytes are read: others may change hundreds of thousands of routes.
 
 use std::io;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::route::{RouteMessage, RouteProtocol};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use netlink_sys::{AsyncSocket, AsyncSocketExt as _, SocketAddr, TokioSocket};
-use rtnetlink::MulticastGroup;
+use netlink_sys::{AsyncSocket, AsyncSocketExt as _, TokioSocket};
+use nix::sys::socket::{setsockopt, sockopt};
 
+use super::nexthop::{RTM_DELNEXTHOP, RTM_NEWNEXTHOP};
+use super::request::{byte, messages, number};
+use super::route::{RTM_DELROUTE, RTM_NEWROUTE};
+use super::vxlan::{RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::settings::{PROTOCOL, TABLE_NAME};
 
 const NFNLGRP_NFTABLES: u32 = 7;
+const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_NEIGH: u32 = 3;
+const RTNLGRP_IPV4_IFADDR: u32 = 5;
+const RTNLGRP_IPV4_ROUTE: u32 = 7;
+const RTNLGRP_IPV4_RULE: u32 = 8;
+const RTNLGRP_IPV6_IFADDR: u32 = 9;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
+const RTNLGRP_IPV6_RULE: u32 = 19;
 const RTNLGRP_IPV4_NETCONF: u32 = 24;
 const RTNLGRP_IPV6_NETCONF: u32 = 25;
+const RTNLGRP_NEXTHOP: u32 = 32;
+/// Of buckets, which change with every flow that comes after a pause.
+const RTM_NEWNEXTHOPBUCKET: u16 = 116;
+const RTM_DELNEXTHOPBUCKET: u16 = 117;
 /// Bytes; a burst of a few thousand changes fits.
-const BUFFER: i32 = 1 << 20;
+const BUFFER: usize = 1 << 22;
+/// Longer than any message about a route.
+const MESSAGE: usize = 1 << 15;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Event {
-    /// Ours may have changed, or the kernel told more than was read: look at once.
-    Look,
-    /// Forwarding or the check of reverse paths, of the host or of an interface.
-    Setting,
+    /// Nothing that we need to know.
+    Nothing,
     /// Somebody else's: look some time.
     Foreign,
+    /// Forwarding or the check of reverse paths, of the host or of an interface.
+    Setting,
+    /// Ours may have changed, or the kernel told more than was read: look at once.
+    Look,
 }
 
 pub(crate) struct Events {
-    routes: BoxStream<'static, (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    nft: Option<TokioSocket>,
-    settings: Option<TokioSocket>,
+    routes: Told,
+    /// Without nf_tables in the kernel there is nothing to hear of it.
+    nft: Option<Told>,
+    settings: Option<Told>,
+}
+
+struct Told {
+    socket: TokioSocket,
+    buffer: Vec<u8>,
 }
 
 impl Events {
-    /// Without nf_tables in the kernel there is nothing to hear of it.
     pub(crate) fn new() -> io::Result<Events> {
-        let (mut connection, _, messages) = rtnetlink::new_multicast_connection(&[
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Ipv4Rule,
-            MulticastGroup::Ipv6Rule,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-        ])?;
-        let socket = connection.socket_mut().socket_mut();
-        socket.set_rx_buf_sz(BUFFER)?;
-        tokio::spawn(connection);
+        let groups = [
+            RTNLGRP_LINK,
+            RTNLGRP_NEIGH,
+            RTNLGRP_IPV4_IFADDR,
+            RTNLGRP_IPV4_ROUTE,
+            RTNLGRP_IPV4_RULE,
+            RTNLGRP_IPV6_IFADDR,
+            RTNLGRP_IPV6_ROUTE,
+            RTNLGRP_IPV6_RULE,
+        ];
+        let mut routes = listen(NETLINK_ROUTE, &groups)?;
+        // A kernel without next hop objects tells nothing of them.
+        let _older = routes.socket_mut().add_membership(RTNLGRP_NEXTHOP);
         Ok(Events {
-            routes: messages.boxed(),
-            nft: listen(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]).ok(),
-            settings: listen(NETLINK_ROUTE, &[RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF]).ok(),
+            routes: Told::by(routes),
+            nft: listen(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])
+                .ok()
+                .map(Told::by),
+            settings: listen(NETLINK_ROUTE, &[RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF])
+                .ok()
+                .map(Told::by),
         })
     }
 
-    pub(crate) async fn next(&mut self) -> io::Result<Event> {
+    /// `vxlan` is the index of our interface: there are neighbours at others, too.
+    pub(crate) async fn next(&mut self, vxlan: u32) -> io::Result<Event> {
         tokio::select! {
-            told = self.routes.next() => match told {
-                Some((message, _)) => Ok(about_routes(&message)),
-                None => Err(io::Error::other("the stream of netlink events ended")),
-            },
-            told = told(&mut self.nft) => told.map(|bytes| about_nft(&bytes)),
-            told = told(&mut self.settings) => told.map(|_| Event::Setting),
+            told = self.routes.next() => {
+                Ok(told?.map_or(Event::Look, |bytes| about_routes(bytes, vxlan)))
+            }
+            told = next(&mut self.nft) => Ok(told?.map_or(Event::Look, about_nft)),
+            told = next(&mut self.settings) => told.map(|_| Event::Setting),
         }
     }
 }
 
-/// The next message; the name of our table in place of messages that were lost.
-async fn told(socket: &mut Option<TokioSocket>) -> io::Result<Vec<u8>> {
-    let told = match socket {
-        Some(socket) => socket.recv_from_full().await,
-        None => std::future::pending().await,
-    };
+impl Told {
+    fn by(socket: TokioSocket) -> Told {
+        let buffer = vec![];
+        Told { socket, buffer }
+    }
+
+    /// The next datagram; nothing in place of those that were lost.
+    async fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        self.buffer.clear();
+        self.buffer.reserve(MESSAGE);
+        match self.socket.recv(&mut self.buffer).await {
+            Ok(()) => Ok(Some(&self.buffer)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+async fn next(told: &mut Option<Told>) -> io::Result<Option<&[u8]>> {
     match told {
-        Ok((bytes, _)) => Ok(bytes),
-        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(TABLE_NAME.into()),
-        Err(error) => Err(error),
+        Some(told) => told.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -89,32 +128,22 @@ pub(super) fn listen(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket>
     for group in groups {
         inner.add_membership(*group)?;
     }
-    inner.set_rx_buf_sz(BUFFER)?;
+    // Beyond what the host allows everyone, where we may.
+    if setsockopt(inner, sockopt::RcvBufForce, &BUFFER).is_err() {
+        inner.set_rx_buf_sz(BUFFER as i32)?;
+    }
     Ok(socket)
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the kernel's enums are open, and most of them does not concern us"
-)]
-fn about_routes(message: &NetlinkMessage<RouteNetlinkMessage>) -> Event {
-    let NetlinkPayload::InnerMessage(inner) = &message.payload else {
-        return Event::Look;
-    };
-    match inner {
-        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-            if is_ours(route) {
-                Event::Look
-            } else {
-                Event::Foreign
-            }
-        }
+fn about_routes(bytes: &[u8], vxlan: u32) -> Event {
+    let events = messages(bytes).map(|(kind, body)| match kind {
+        RTM_NEWROUTE | RTM_DELROUTE if byte(body, 5) != PROTOCOL => Event::Foreign,
+        RTM_NEWNEXTHOP | RTM_DELNEXTHOP if byte(body, 2) != PROTOCOL => Event::Foreign,
+        RTM_NEWNEIGH | RTM_DELNEIGH if number(body, 4) != Some(vxlan) => Event::Nothing,
+        RTM_NEWNEXTHOPBUCKET | RTM_DELNEXTHOPBUCKET => Event::Nothing,
         _ => Event::Look,
-    }
-}
-
-fn is_ours(route: &RouteMessage) -> bool {
-    route.header.protocol == RouteProtocol::Other(PROTOCOL)
+    });
+    events.max().unwrap_or(Event::Look)
 }
 
 /// Every message about our table has its name in it.

@@ -15,7 +15,9 @@ use super::{Refused, refused, unless};
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) up: bool,
+    pub(crate) carrier: bool,
     pub(crate) alias: Option<String>,
+    pub(crate) mtu: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,18 +38,22 @@ pub(crate) async fn list(handle: &Handle) -> Result<BTreeMap<String, Link>, Refu
     let mut all = BTreeMap::new();
     let mut links = std::pin::pin!(handle.link().get().execute());
     while let Some(message) = links.try_next().await.map_err(refused("list interfaces"))? {
-        let (mut name, mut alias) = (None, None);
+        let (mut name, mut alias, mut mtu) = (None, None, 0);
         for attribute in message.attributes {
             if let LinkAttribute::IfName(text) = attribute {
                 name = Some(text);
             } else if let LinkAttribute::IfAlias(text) = attribute {
                 alias = Some(text);
+            } else if let LinkAttribute::Mtu(bytes) = attribute {
+                mtu = bytes;
             }
         }
         let link = Link {
             index: message.header.index,
             up: message.header.flags.contains(LinkFlags::Up),
+            carrier: message.header.flags.contains(LinkFlags::LowerUp),
             alias,
+            mtu,
         };
         all.extend(name.map(|name| (name, link)));
     }

@@ -139,7 +139,15 @@ impl Nft {
                 }
                 Ok(())
             }
-            Change::AddRoute(..)
+            Change::RemoveVxlan
+            | Change::SetForwarding(_)
+            | Change::RemoveForwarding(_)
+            | Change::SetNeighbour(_)
+            | Change::RemoveNeighbour(_)
+            | Change::AddNexthop(..)
+            | Change::ReplaceNexthop(..)
+            | Change::RemoveNexthop(..)
+            | Change::AddRoute(..)
             | Change::ReplaceRoute(..)
             | Change::RemoveRoute(..)
             | Change::AddRule(_)

@@ -3,240 +3,303 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures_util::TryStreamExt as _;
 use ip_network::IpNetwork;
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
-};
-use rtnetlink::{Handle, RouteMessageBuilder};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
-use super::{Refused, refused, unless};
+use super::request::{Message, Requests, address, attributes, byte, number, short};
+use super::{Refused, unless};
 use crate::settings::PROTOCOL;
-use crate::wanted::{Family, Place, Way, route_line};
+use crate::wanted::{Family, Hop, Place, To, Way, route_line};
+
+pub(super) const RTM_NEWROUTE: u16 = 24;
+pub(super) const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+const RTA_VIA: u16 = 18;
+const RTA_NH_ID: u16 = 30;
+const RTAX_MTU: u16 = 2;
+const RTN_UNICAST: u8 = 1;
+const RTN_UNREACHABLE: u8 = 7;
+const SCOPE_UNIVERSE: u8 = 0;
+const SCOPE_LINK: u8 = 253;
+const SCOPE_NOWHERE: u8 = 255;
+const RTNH_F_ONLINK: u8 = 4;
+/// Family, lengths, table, protocol, scope, type, flags.
+const HEADER: usize = 12;
+/// Length, flags, weight, index: before the attributes of each of many hops.
+const HOP_HEADER: usize = 8;
+
+/// Indexes of interfaces.
+pub(crate) type Indexes = BTreeMap<String, u32>;
 
 /// All that carry our protocol number; `names` are of interfaces by their index.
-pub(crate) async fn list(
-    handle: &Handle,
+pub(crate) fn list(
+    raw: &Requests,
     names: &BTreeMap<u32, String>,
 ) -> Result<BTreeMap<Place, Way>, Refused> {
     let mut all = BTreeMap::new();
     for family in Family::BOTH {
         // The kernel picks by protocol, in all tables: asking for one that does not exist is an error.
-        let mut filter = empty(family);
-        filter.header.table = 0;
-        filter.header.kind = RouteType::Unspec;
-        let mut routes = std::pin::pin!(handle.route().get(filter).execute());
-        while let Some(message) = routes.try_next().await.map_err(refused("list routes"))? {
-            if message.header.protocol != RouteProtocol::Other(PROTOCOL) {
-                continue;
+        let message = Message::new(RTM_GETROUTE, &header(family, 0, PROTOCOL));
+        let listed = raw.dump("list routes", message, |kind, body| {
+            if kind == RTM_NEWROUTE
+                && byte(body, 5) == PROTOCOL
+                && let Some((place, way)) = read(body, names)
+            {
+                let is_double = all.contains_key(&place);
+                all.insert(place, if is_double { Way::Strange } else { way });
             }
-            if let Some((place, way)) = read(&message, names) {
-                let way = if all.contains_key(&place) {
-                    Way::Strange
-                } else {
-                    way
-                };
-                all.insert(place, way);
-            }
-        }
+        });
+        unless(&[libc::EOPNOTSUPP, libc::EAFNOSUPPORT], listed)?;
     }
     Ok(all)
 }
 
-pub(crate) async fn add(
-    handle: &Handle,
-    place: &Place,
-    way: &Way,
-    index: u32,
-) -> Result<(), Refused> {
+pub(crate) fn add(raw: &Requests, place: &Place, way: &Way, of: &Indexes) -> Result<(), Refused> {
     let what = || format!("route add {}", route_line(place, way));
-    let request = handle.route().add(build(place, way, index));
-    request.execute().await.map_err(refused(what()))
+    raw.change(what, build(place, way, of), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-pub(crate) async fn replace(
-    handle: &Handle,
+pub(crate) fn replace(
+    raw: &Requests,
     place: &Place,
     way: &Way,
-    index: u32,
+    of: &Indexes,
 ) -> Result<(), Refused> {
     let what = || format!("route replace {}", route_line(place, way));
-    let request = handle.route().add(build(place, way, index)).replace();
-    request.execute().await.map_err(refused(what()))
+    raw.change(what, build(place, way, of), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-pub(crate) async fn remove(handle: &Handle, place: &Place) -> Result<(), Refused> {
-    let mut message = empty(place.family());
-    put_place(&mut message, place);
-    message.header.kind = RouteType::Unspec;
-    message.header.scope = RouteScope::NoWhere;
-    let what = format!("route del {} table {}", place.prefix, place.table);
-    let done = handle.route().del(message).execute().await;
-    unless(&[libc::ESRCH], done.map_err(refused(what)))
+pub(crate) fn remove(raw: &Requests, place: &Place) -> Result<(), Refused> {
+    let mut header = header(place.family(), place.prefix.netmask(), PROTOCOL);
+    header[6] = SCOPE_NOWHERE;
+    let message = put_place(Message::new(RTM_DELROUTE, &header), place);
+    let what = || format!("route del {} table {}", place.prefix, place.table);
+    unless(&[libc::ESRCH], raw.change(what, message, 0))
 }
 
-fn empty(family: Family) -> RouteMessage {
-    let protocol = RouteProtocol::Other(PROTOCOL);
-    match family {
-        Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new()
-            .protocol(protocol)
-            .build(),
-        Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new()
-            .protocol(protocol)
-            .build(),
-    }
+fn header(family: Family, prefix_len: u8, protocol: u8) -> [u8; HEADER] {
+    let family = match family {
+        Family::V4 => libc::AF_INET,
+        Family::V6 => libc::AF_INET6,
+    };
+    let mut header = [0; HEADER];
+    header[0] = u8::try_from(family).unwrap_or_default();
+    header[1] = prefix_len;
+    header[5] = protocol;
+    header
 }
 
-fn put_place(message: &mut RouteMessage, place: &Place) {
-    message.header.destination_prefix_length = place.prefix.netmask();
-    // The header has room for the small ones only; the attribute goes before it.
-    message.header.table = 0;
-    message.attributes.push(RouteAttribute::Table(place.table));
-    let address = address(place.prefix.network_address());
-    message
-        .attributes
-        .push(RouteAttribute::Destination(address));
-    if place.metric != 0 {
+/// The header has room for the small tables only; the attribute goes before it.
+fn put_place(message: Message, place: &Place) -> Message {
+    let message = message
+        .number(RTA_TABLE, place.table)
+        .address(RTA_DST, place.prefix.network_address());
+    if place.metric == 0 {
         message
-            .attributes
-            .push(RouteAttribute::Priority(place.metric));
+    } else {
+        message.number(RTA_PRIORITY, place.metric)
     }
 }
 
-fn build(place: &Place, way: &Way, index: u32) -> RouteMessage {
-    let mut message = empty(place.family());
-    put_place(&mut message, place);
-    match way {
-        Way::Device { source, mtu, .. } => {
-            message.header.scope = RouteScope::Link;
-            message.attributes.push(RouteAttribute::Oif(index));
-            if let Some(source) = source {
-                let source = RouteAttribute::PrefSource(address(*source));
-                message.attributes.push(source);
-            }
-            if let Some(mtu) = mtu {
-                let metrics = vec![RouteMetric::Mtu(u32::from(*mtu))];
-                message.attributes.push(RouteAttribute::Metrics(metrics));
-            }
+fn build(place: &Place, way: &Way, of: &Indexes) -> Message {
+    let index = |device: &String| of.get(device).copied().unwrap_or_default();
+    let mut header = header(place.family(), place.prefix.netmask(), PROTOCOL);
+    (header[6], header[7]) = (SCOPE_UNIVERSE, RTN_UNICAST);
+    let (to, source, mtu) = match way {
+        Way::Leads { to, source, mtu } => (to, source, mtu),
+        Way::Unreachable | Way::Strange => {
+            header[7] = RTN_UNREACHABLE;
+            return put_place(Message::new(RTM_NEWROUTE, &header), place);
         }
-        Way::Unreachable | Way::Strange => message.header.kind = RouteType::Unreachable,
+    };
+    if matches!(to, To::Device(_)) {
+        header[6] = SCOPE_LINK;
     }
-    message
-}
-
-fn address(address: IpAddr) -> RouteAddress {
-    match address {
-        IpAddr::V4(v4) => RouteAddress::Inet(v4),
-        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
-    }
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the kernel's enums are open, and most of them does not concern us"
-)]
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(v4) => Some((*v4).into()),
-        RouteAddress::Inet6(v6) => Some((*v6).into()),
-        _ => None,
-    }
-}
-
-fn index(message: &RouteMessage) -> Option<u32> {
-    message.attributes.iter().find_map(|attribute| {
-        if let RouteAttribute::Oif(index) = attribute {
-            Some(*index)
-        } else {
-            None
+    let mut message = match to {
+        To::Hops(hops) if hops.len() == 1 && hops.iter().all(|hop| hop.onlink) => {
+            header[8] = RTNH_F_ONLINK;
+            put_place(Message::new(RTM_NEWROUTE, &header), place)
         }
-    })
+        To::Device(_) | To::Hops(_) | To::Group(_) => {
+            put_place(Message::new(RTM_NEWROUTE, &header), place)
+        }
+    };
+    message = match to {
+        To::Device(device) => message.number(RTA_OIF, index(device)),
+        To::Group(id) => message.number(RTA_NH_ID, *id),
+        To::Hops(hops) if hops.len() == 1 => hops.iter().fold(message, |message, hop| {
+            via(message, hop, place.family()).number(RTA_OIF, index(&hop.device))
+        }),
+        To::Hops(hops) => message.nest(RTA_MULTIPATH, |message| {
+            hops.iter().fold(message, |message, hop| {
+                let flags = if hop.onlink { RTNH_F_ONLINK } else { 0 };
+                message.hop(flags, index(&hop.device), |message| {
+                    via(message, hop, place.family())
+                })
+            })
+        }),
+    };
+    if let Some(source) = source {
+        message = message.address(RTA_PREFSRC, *source);
+    }
+    match mtu {
+        Some(mtu) => message.nest(RTA_METRICS, |metrics| {
+            metrics.number(RTAX_MTU, u32::from(*mtu))
+        }),
+        None => message,
+    }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the kernel's enums are open, and most of them does not concern us"
-)]
-fn read(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<(Place, Way)> {
-    let unspecified: IpAddr =
-        if message.header.address_family == netlink_packet_route::AddressFamily::Inet {
-            Ipv4Addr::UNSPECIFIED.into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
-    let (mut table, mut destination) = (u32::from(message.header.table), unspecified);
-    let (mut metric, mut source, mut mtu, mut strange) = (0, None, None, false);
-    for attribute in &message.attributes {
+/// The one attribute has no room for a family of its own.
+fn via(message: Message, hop: &Hop, family: Family) -> Message {
+    match hop.via {
+        IpAddr::V6(v6) if family == Family::V4 => {
+            let mut bytes = (libc::AF_INET6 as u16).to_ne_bytes().to_vec();
+            bytes.extend(v6.octets());
+            message.bytes(RTA_VIA, &bytes)
+        }
+        address @ (IpAddr::V4(_) | IpAddr::V6(_)) => message.address(RTA_GATEWAY, address),
+    }
+}
+
+#[derive(Default)]
+struct Read {
+    table: u32,
+    destination: Option<IpAddr>,
+    metric: u32,
+    source: Option<IpAddr>,
+    mtu: Option<u16>,
+    oif: Option<u32>,
+    via: Option<IpAddr>,
+    hops: Option<BTreeSet<Hop>>,
+    group: Option<u32>,
+    is_strange: bool,
+}
+
+fn read(body: &[u8], names: &BTreeMap<u32, String>) -> Option<(Place, Way)> {
+    let mut read = Read {
+        table: u32::from(byte(body, 4)),
+        ..Read::default()
+    };
+    for (attribute, value) in attributes(body.get(HEADER..)?) {
+        read.take(attribute, value, names)?;
+    }
+    let unspecified = if i32::from(byte(body, 0)) == libc::AF_INET {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let destination = read.destination.unwrap_or(unspecified);
+    let place = Place {
+        table: read.table,
+        prefix: IpNetwork::new(destination, byte(body, 1)).ok()?,
+        metric: read.metric,
+    };
+    Some((place, read.way(byte(body, 7), byte(body, 8), names)))
+}
+
+impl Read {
+    fn take(&mut self, attribute: u16, value: &[u8], names: &BTreeMap<u32, String>) -> Option<()> {
         match attribute {
-            RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Destination(address) => destination = ip(address)?,
-            RouteAttribute::Priority(number) => metric = *number,
-            RouteAttribute::PrefSource(address) => source = ip(address),
-            RouteAttribute::Metrics(metrics) => {
-                for metric in metrics {
-                    if let RouteMetric::Mtu(number) = metric {
-                        mtu = u16::try_from(*number).ok();
+            RTA_TABLE => self.table = number(value, 0)?,
+            RTA_DST => self.destination = Some(address(value)?),
+            RTA_PRIORITY => self.metric = number(value, 0)?,
+            RTA_PREFSRC => self.source = address(value),
+            RTA_OIF => self.oif = number(value, 0),
+            RTA_GATEWAY => self.via = address(value),
+            RTA_VIA => self.via = address(value.get(2..)?),
+            RTA_NH_ID => self.group = number(value, 0),
+            RTA_MULTIPATH => self.hops = Some(hops(value, names)),
+            RTA_METRICS => {
+                for (metric, value) in attributes(value) {
+                    if metric == RTAX_MTU {
+                        self.mtu = u16::try_from(number(value, 0)?).ok();
                     } else {
-                        strange = true;
+                        self.is_strange = true;
                     }
                 }
             }
-            RouteAttribute::MultiPath(_) | RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => {
-                strange = true;
-            }
             _ => {}
         }
+        Some(())
     }
-    let prefix = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
-    let place = Place {
-        table,
-        prefix,
-        metric,
-    };
-    let way = match (message.header.kind, index(message)) {
-        _ if strange => Way::Strange,
-        (RouteType::Unreachable, _) => Way::Unreachable,
-        (RouteType::Unicast, Some(index)) => Way::Device {
-            // An index that nobody has any more is a name nobody wants.
-            device: names.get(&index).cloned().unwrap_or_default(),
-            source,
-            mtu,
-        },
-        _ => Way::Strange,
-    };
-    Some((place, way))
-}
 
-/// What foreign routes in `table` lead to, for those that overlap `prefixes`.
-pub(crate) async fn foreign(
-    handle: &Handle,
-    family: Family,
-    table: u32,
-    prefixes: &BTreeSet<IpNetwork>,
-) -> Result<Vec<IpNetwork>, Refused> {
-    let mut filter = empty(family);
-    filter.header.table = 0;
-    filter.header.kind = RouteType::Unspec;
-    filter.header.protocol = RouteProtocol::Unspec;
-    filter.attributes.push(RouteAttribute::Table(table));
-    let mut routes = std::pin::pin!(handle.route().get(filter).execute());
-    let mut all = vec![];
-    loop {
-        let message = match routes.try_next().await.map_err(refused("list routes")) {
-            Ok(Some(message)) => message,
-            Ok(None) => return Ok(all),
-            Err(refused) if refused.is(libc::ENOENT) => return Ok(all),
-            Err(refused) => return Err(refused),
+    fn way(self, kind: u8, flags: u8, names: &BTreeMap<u32, String>) -> Way {
+        // An index that nobody has any more is a name nobody wants.
+        let name = |index: u32| names.get(&index).cloned().unwrap_or_default();
+        let to = match (self.group, self.hops, self.via, self.oif) {
+            _ if self.is_strange => return Way::Strange,
+            _ if kind == RTN_UNREACHABLE => return Way::Unreachable,
+            _ if kind != RTN_UNICAST => return Way::Strange,
+            (Some(group), ..) => To::Group(group),
+            (None, Some(hops), ..) => To::Hops(hops),
+            (None, None, Some(via), Some(index)) => To::Hops(BTreeSet::from([Hop {
+                via,
+                device: name(index),
+                onlink: flags & RTNH_F_ONLINK != 0,
+            }])),
+            (None, None, None, Some(index)) => To::Device(name(index)),
+            (None, None, _, None) => return Way::Strange,
         };
-        let ours = message.header.protocol == RouteProtocol::Other(PROTOCOL);
-        let read = read(&message, &BTreeMap::new());
-        if let Some((place, _)) = read
-            && !ours
-            && prefixes
-                .iter()
-                .any(|prefix| crate::plan::overlap(*prefix, place.prefix))
-        {
-            all.push(place.prefix);
+        Way::Leads {
+            to,
+            source: self.source,
+            mtu: self.mtu,
         }
     }
+}
+
+fn hops(mut bytes: &[u8], names: &BTreeMap<u32, String>) -> BTreeSet<Hop> {
+    let mut all = BTreeSet::new();
+    while let Some(len) = short(bytes, 0).map(usize::from)
+        && let Some(one) = bytes.get(..len).filter(|one| one.len() >= HOP_HEADER)
+    {
+        let via = attributes(&one[HOP_HEADER..]).find_map(|(attribute, value)| match attribute {
+            RTA_GATEWAY => address(value),
+            RTA_VIA => address(value.get(2..)?),
+            _ => None,
+        });
+        all.insert(Hop {
+            via: via.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+            device: number(one, 4)
+                .and_then(|index| names.get(&index).cloned())
+                .unwrap_or_default(),
+            onlink: byte(one, 2) & RTNH_F_ONLINK != 0,
+        });
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    all
+}
+
+/// Where foreign routes in `table` lead.
+pub(crate) fn foreign(
+    raw: &Requests,
+    family: Family,
+    table: u32,
+) -> Result<BTreeSet<IpNetwork>, Refused> {
+    let message = Message::new(RTM_GETROUTE, &header(family, 0, 0)).number(RTA_TABLE, table);
+    let mut all = BTreeSet::new();
+    let names = BTreeMap::new();
+    let listed = raw.dump("list routes", message, |kind, body| {
+        if kind == RTM_NEWROUTE
+            && byte(body, 5) != PROTOCOL
+            && let Some((place, _)) = read(body, &names)
+        {
+            all.insert(place.prefix);
+        }
+    });
+    // A table that nobody has used yet.
+    unless(
+        &[libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT],
+        listed,
+    )?;
+    Ok(all)
 }

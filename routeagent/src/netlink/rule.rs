@@ -35,7 +35,14 @@ pub(crate) async fn list(handle: &Handle) -> Result<Rules, Refused> {
     let mut all = Rules::default();
     for (family, version) in [(Family::V4, IpVersion::V4), (Family::V6, IpVersion::V6)] {
         let mut rules = std::pin::pin!(handle.rule().get(version).execute());
-        while let Some(message) = rules.try_next().await.map_err(refused("list rules"))? {
+        loop {
+            let message = match rules.try_next().await.map_err(refused("list rules")) {
+                Ok(Some(message)) => message,
+                Ok(None) => break,
+                // A kernel without this family.
+                Err(refused) if refused.is(libc::EAFNOSUPPORT) => break,
+                Err(refused) => return Err(refused),
+            };
             let ours = message
                 .attributes
                 .contains(&RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
@@ -99,19 +106,22 @@ fn build(rule: &Rule) -> RuleMessage {
     if rule.not {
         message.header.flags = RuleFlags::Invert;
     }
-    let (value, mask) = rule.fwmark;
     message.attributes = vec![
         RuleAttribute::Table(rule.table),
         RuleAttribute::Priority(rule.priority),
-        RuleAttribute::FwMark(value),
-        RuleAttribute::FwMask(mask),
         RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
     ];
-    if rule.own {
-        message
-            .attributes
-            .push(RuleAttribute::Iifname("lo".to_owned()));
+    if let (value, mask @ 1..) = rule.fwmark {
+        let marks = [RuleAttribute::FwMark(value), RuleAttribute::FwMask(mask)];
+        message.attributes.extend(marks);
     }
+    let from = if rule.own {
+        Some("lo".to_owned())
+    } else {
+        rule.from.clone()
+    };
+    let from = from.map(RuleAttribute::Iifname);
+    message.attributes.extend(from);
     message
 }
 
@@ -129,6 +139,7 @@ fn read(message: &RuleMessage, family: Family) -> Option<Rule> {
         family,
         priority: 0,
         own: false,
+        from: None,
         not: header.flags.contains(RuleFlags::Invert),
         fwmark: (0, 0),
         table: u32::from(header.table),
@@ -140,6 +151,7 @@ fn read(message: &RuleMessage, family: Family) -> Option<Rule> {
             RuleAttribute::FwMark(value) => rule.fwmark.0 = *value,
             RuleAttribute::FwMask(mask) => rule.fwmark.1 = *mask,
             RuleAttribute::Iifname(name) if name == "lo" => rule.own = true,
+            RuleAttribute::Iifname(name) => rule.from = Some(name.clone()),
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::Protocol(_) => {}
             _ => return None,
         }

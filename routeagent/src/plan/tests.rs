@@ -6,6 +6,7 @@ use super::*;
 use crate::diff::{Change, Found, diff};
 use crate::facts::{Exit, Remote, Tunnel, Vxlan};
 use crate::guard::FoundTable;
+use crate::wanted::{Nexthop, To};
 
 fn key(number: u8) -> PublicKey {
     SigningKey::from_seed(&[number; 32]).public()
@@ -112,13 +113,19 @@ table inet causeway {
 }
 ";
 
+fn ground() -> Ground {
+    Ground {
+        devices: Devices {
+            tun: 7,
+            vxlan: 0,
+            inner: [("lan".to_owned(), 3)].into(),
+        },
+        ..Ground::default()
+    }
+}
+
 fn plan(facts: &Facts, settings: &Settings) -> Wanted {
-    let devices = Devices {
-        tun: 7,
-        vxlan: 0,
-        inner: [("lan".to_owned(), 3)].into(),
-    };
-    super::plan(facts, &devices, settings)
+    super::plan(facts, &ground(), &Found::default(), settings)
 }
 
 #[test]
@@ -133,7 +140,13 @@ fn a_gateway_wants_this() {
 #[test]
 fn where_the_sites_network_is_not_known_sources_are_not_judged() {
     let facts = facts(&["10.2.0.0/16"]);
-    let text = super::plan(&facts, &Devices::default(), &Settings::default()).to_string();
+    let text = super::plan(
+        &facts,
+        &Ground::default(),
+        &Found::default(),
+        &Settings::default(),
+    )
+    .to_string();
     assert!(!text.contains("saddr @mesh4 counter drop"), "{text}");
     assert!(!text.contains("conf.all.rp_filter"), "{text}");
 }
@@ -225,10 +238,48 @@ fn apply(found: &mut Found, changes: &[Change]) {
             Change::RemoveRoute(place, _) => {
                 assert!(found.routes.remove(&place).is_some(), "{change}");
             }
+            Change::RemoveVxlan => found.vxlan = None,
+            Change::SetForwarding(entry) => {
+                found.forwarding.retain(|old| old.mac != entry.mac);
+                found.forwarding.insert(entry);
+            }
+            Change::RemoveForwarding(entry) => assert!(found.forwarding.remove(&entry)),
+            Change::SetNeighbour(node) => {
+                found.neighbours.retain(|old| old.address != node.address);
+                found.neighbours.insert(node);
+            }
+            Change::RemoveNeighbour(node) => assert!(found.neighbours.remove(&node)),
+            Change::AddNexthop(id, nexthop) => {
+                assert!(found.nexthops.insert(id, nexthop).is_none(), "{change}");
+            }
+            Change::ReplaceNexthop(id, nexthop) => {
+                assert!(found.nexthops.insert(id, nexthop).is_some(), "{change}");
+            }
+            Change::RemoveNexthop(id, _) => remove_nexthop(found, id),
             Change::AddRule(rule) => assert!(found.rules.insert(rule), "{change}"),
             Change::RemoveRule(rule) => assert!(found.rules.remove(&rule), "{change}"),
         }
     }
+}
+
+/// As a kernel does: a hop leaves all groups, the last one takes its group along, and a group takes
+/// its routes along.
+fn remove_nexthop(found: &mut Found, id: u32) {
+    assert!(found.nexthops.remove(&id).is_some(), "{id}");
+    let mut empty = vec![];
+    for (group, nexthop) in &mut found.nexthops {
+        if let Nexthop::Group(of) = nexthop
+            && of.members.remove(&id)
+            && of.members.is_empty()
+        {
+            empty.push(*group);
+        }
+    }
+    let names = |way: &Way| matches!(way, Way::Leads { to: To::Group(group), .. } if *group == id);
+    assert!(!found.routes.values().any(names), "{id} takes routes along");
+    empty
+        .into_iter()
+        .for_each(|group| remove_nexthop(found, group));
 }
 
 fn up() -> Found {
