@@ -1,15 +1,18 @@
 //! The nft table: what packets of the mesh may do, as values that print like `nft list ruleset`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 
 use ip_network::IpNetwork;
 
-use crate::facts::Facts;
+use crate::facts::{Exit, Facts, Mode, Neighbour};
 use crate::plan::{Devices, refusal};
-use crate::settings::{Settings, VXLAN_DEVICE};
+use crate::settings::Settings;
 use crate::wanted::Family;
+
+mod agent;
+mod gateway;
+mod text;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -37,6 +40,14 @@ pub enum SetName {
     Mesh(Family),
     /// Prefixes of this site.
     Local(Family),
+    /// Those of them that somebody of this site translates.
+    Services(Family),
+    /// Addresses that gateways and agents of this site signed.
+    Neighbours(Family),
+    /// Gateways that packets may be handed to on the site's own network.
+    Hops(Family),
+    /// Addresses that are tried on that network.
+    Probes(Family),
 }
 
 /// Addresses from the first to the last.
@@ -84,7 +95,15 @@ pub enum Term {
     },
     To(u32),
     Source(SetName),
+    SourceNot(SetName),
     Destination(SetName),
+    /// Before any translation.
+    OriginalSource(SetName),
+    OriginalDestination(SetName),
+    /// Who gets the packet next.
+    NextHop(SetName),
+    /// Its destination was not translated.
+    NotTranslated,
     /// Whether the source is an address of this node.
     OwnSource,
     /// The way back to the source does not lead out of where the packet came in.
@@ -99,6 +118,7 @@ pub enum Term {
     Untracked,
     /// Source translation to what the source is already: what other chains say comes too late.
     KeepSource(Family),
+    TranslateSource(IpAddr),
 }
 
 /// After everything else: a chain of translation may still change where a packet goes.
@@ -111,59 +131,95 @@ pub(crate) const BEFORE_SRCNAT: i32 = 99;
 /// The same in every network namespace.
 const LOOPBACK: u32 = 1;
 
+pub fn table(facts: &Facts, devices: &Devices, settings: &Settings) -> Table {
+    let chains = match &facts.exit {
+        Exit::Tunnel(tunnel) => gateway::chains(facts, tunnel, devices, settings),
+        Exit::Gateways(gateways) => agent::chains(gateways, devices, settings),
+    };
+    let terms = chains.iter().flat_map(|chain| &chain.rules);
+    let asked: BTreeSet<SetName> = terms
+        .flat_map(|rule| &rule.0)
+        .filter_map(Term::set)
+        .collect();
+    let sets = SetName::ALL
+        .into_iter()
+        .filter(|name| name.is_always() || asked.contains(name))
+        .map(|name| (name, spans(&members(name, facts), name.family())));
+    Table {
+        sets: sets.collect(),
+        chains,
+    }
+}
+
+fn members(name: SetName, facts: &Facts) -> Vec<IpNetwork> {
+    let neighbours = neighbours(facts);
+    match name {
+        SetName::Mesh(_) => mesh(facts).collect(),
+        SetName::Local(_) => facts.local.clone(),
+        SetName::Services(_) => facts.services.clone(),
+        SetName::Neighbours(_) => neighbours.map(|one| one.lan.into()).collect(),
+        SetName::Hops(_) => neighbours.flat_map(agent::hops).collect(),
+        SetName::Probes(_) => neighbours
+            .flat_map(|one| &one.probes)
+            .filter(|(_, mode)| *mode == Mode::Direct)
+            .map(|(address, _)| (*address).into())
+            .collect(),
+    }
+}
+
+/// What is the mesh's alone: prefixes of other sites, and addresses that ways are tried with.
+fn mesh(facts: &Facts) -> impl Iterator<Item = IpNetwork> {
+    let prefixes = facts.prefixes.keys().copied();
+    let own = facts.tunnel().into_iter().flat_map(|tunnel| &tunnel.probes);
+    let others = neighbours(facts).flat_map(|neighbour| &neighbour.probes);
+    prefixes
+        .filter(|prefix| refusal(facts, *prefix).is_none())
+        .chain(own.map(|address| IpNetwork::from(*address)))
+        .chain(others.map(|(address, _)| IpNetwork::from(*address)))
+}
+
+/// Gateways of an agent, agents of a gateway.
+fn neighbours(facts: &Facts) -> impl Iterator<Item = &Neighbour> {
+    let neighbours = match &facts.exit {
+        Exit::Tunnel(tunnel) => &tunnel.agents,
+        Exit::Gateways(gateways) => &gateways.gateways,
+    };
+    neighbours.values()
+}
+
 fn from(is: bool, index: u32) -> Term {
     Term::From { is, index }
 }
 
-pub fn table(facts: &Facts, devices: &Devices, settings: &Settings) -> Table {
-    let mesh = facts
-        .prefixes
-        .keys()
-        .filter(|prefix| refusal(facts, **prefix).is_none());
-    let mut sets = BTreeMap::new();
-    let mesh: Vec<IpNetwork> = mesh.copied().collect();
-    for family in Family::BOTH {
-        sets.insert(SetName::Mesh(family), spans(&mesh, family));
-        sets.insert(SetName::Local(family), spans(&facts.local, family));
+/// The port of VXLAN is for those neighbours whose records say so, by the site's own network:
+/// whoever else sends there wants in.
+fn vxlan_port(port: u16, devices: &Devices) -> Vec<Rule> {
+    let to_port = [Term::UdpTo(port), Term::DestinationIsOwn(true)];
+    let end = [Term::Count, Term::Drop];
+    let mut rules: Vec<Rule> = Family::BOTH
+        .map(|family| {
+            let strangers = Term::SourceNot(SetName::Neighbours(family));
+            let terms = to_port
+                .iter()
+                .cloned()
+                .chain([strangers])
+                .chain(end.clone());
+            Rule(terms.collect())
+        })
+        .into();
+    if !devices.inner.is_empty() {
+        let outside = devices.inner.values().map(|index| from(false, *index));
+        rules.push(Rule(outside.chain(to_port).chain(end).collect()));
     }
-    let chains = vec![
-        arriving(facts, settings, devices),
-        entering(devices),
-        sources(facts.tunnel().map_or(VXLAN_DEVICE, |tunnel| &tunnel.tun)),
-        leaving(devices, settings),
-    ];
-    Table { sets, chains }
+    rules
 }
 
-/// One chain for all that arrives, since each chain costs time for every packet.
-///
-/// What is only passed on may come back through a sibling: no conntrack shall call it invalid.
-///
-/// The far side takes what comes from this site's prefixes for good, so nobody else may lead it into
-/// the tunnel. A site may have more networks than that of its gateways' addresses: where one lies is
-/// known by the way back to it. (Older kernels look that up in this hook only.)
-///
-/// Outer datagrams whose source lies in another site's prefix did not come through the tunnel; with
-/// the mark the check of reverse paths knows.
-fn arriving(facts: &Facts, settings: &Settings, devices: &Devices) -> Chain {
-    let (value, mask) = settings.fwmark;
-    let untracked = |from: SetName, to: SetName| {
-        [
-            Term::Source(from),
-            Term::Destination(to),
-            Term::DestinationIsOwn(false),
-            Term::Untracked,
-        ]
-    };
-    let from_tunnel = Family::BOTH.map(|family| {
-        let mut terms = vec![from(true, devices.tun)];
-        terms.extend(untracked(SetName::Mesh(family), SetName::Local(family)));
-        terms.push(Term::Accept);
-        Rule(terms)
-    });
-    let forged = Family::BOTH.map(|family| {
-        let inner = devices.inner.values();
-        let mut terms: Vec<Term> = inner.map(|index| from(false, *index)).collect();
+/// Nobody may lead what claims to be of this site into the mesh from elsewhere: the far side takes
+/// it for good. Where such a source lies is known by the way back to it; what came by `known`
+/// interfaces is from there for sure. (Older kernels look that way up in this hook only.)
+fn forged(known: &[u32]) -> Vec<Rule> {
+    let rules = Family::BOTH.map(|family| {
+        let mut terms: Vec<Term> = known.iter().map(|index| from(false, *index)).collect();
         terms.extend([
             Term::Source(SetName::Local(family)),
             Term::Destination(SetName::Mesh(family)),
@@ -173,83 +229,19 @@ fn arriving(facts: &Facts, settings: &Settings, devices: &Devices) -> Chain {
         ]);
         Rule(terms)
     });
-    let into_tunnel = Family::BOTH
-        .map(|family| Rule(untracked(SetName::Local(family), SetName::Mesh(family)).into()));
-    let mut rules = Vec::from(from_tunnel);
-    rules.push(Rule(vec![from(true, devices.tun), Term::Accept]));
-    rules.extend(facts.tunnel().map(|tunnel| {
-        Rule(vec![
-            Term::UdpTo(tunnel.listen_port),
-            Term::DestinationIsOwn(true),
-            Term::Mark(value, mask),
-            Term::Accept,
-        ])
-    }));
-    rules.extend(forged);
-    rules.extend(into_tunnel);
-    Chain {
-        name: "arriving",
-        kind: "filter",
-        hook: Hook::Prerouting,
-        priority: RAW,
-        rules,
-    }
+    rules.into()
 }
 
-/// Sources of other sites come by the tunnel, or by the site's own network from a sibling; from
-/// elsewhere they are forged, and are not passed on.
-fn entering(devices: &Devices) -> Chain {
-    let accepted = |index: &u32| Rule(vec![from(true, *index), Term::Accept]);
-    let mut rules = vec![accepted(&devices.tun)];
-    rules.extend(devices.inner.values().map(accepted));
-    for family in Family::BOTH {
-        let mesh = Term::Source(SetName::Mesh(family));
-        rules.push(Rule(vec![mesh, Term::Count, Term::Drop]));
-    }
-    // Where the site's network is not known, nothing can be told apart.
-    if devices.inner.is_empty() {
-        rules.clear();
-    }
-    Chain {
-        name: "entering",
-        kind: "filter",
-        hook: Hook::Forward,
-        priority: MANGLE,
-        rules,
-    }
-}
-
-/// This node's own connections into the mesh keep their source, whatever other chains masquerade.
-fn sources(tun: &str) -> Chain {
-    let rules = Family::BOTH.map(|family| {
-        Rule(vec![
-            Term::Output {
-                is: true,
-                device: tun.to_owned(),
-            },
-            Term::OwnSource,
-            Term::KeepSource(family),
-        ])
-    });
-    Chain {
-        name: "sources",
-        kind: "nat",
-        hook: Hook::Postrouting,
-        priority: BEFORE_SRCNAT,
-        rules: rules.into(),
-    }
-}
-
-/// Mesh destinations leave by the tunnel only. Our mark is the exception: the tunnel's own datagrams
-/// may go to addresses inside other sites' prefixes.
-fn leaving(devices: &Devices, settings: &Settings) -> Chain {
+/// Mesh destinations leave as `ways` say and in no other way. Our mark is the exception: the
+/// tunnel's own datagrams may go to addresses inside other sites' prefixes.
+fn leaving(ways: Vec<Rule>, settings: &Settings) -> Chain {
     let (value, mask) = settings.fwmark;
-    let mut rules = vec![
-        Rule(vec![Term::To(devices.tun), Term::Accept]),
+    let mut rules = ways;
+    rules.extend([
         // This node talks with itself.
         Rule(vec![Term::To(LOOPBACK), Term::Accept]),
         Rule(vec![Term::Marked(value, mask), Term::Accept]),
-    ];
+    ]);
     for family in Family::BOTH {
         let mesh = Term::Destination(SetName::Mesh(family));
         rules.push(Rule(vec![mesh, Term::Count, Term::Drop]));
@@ -259,6 +251,16 @@ fn leaving(devices: &Devices, settings: &Settings) -> Chain {
         kind: "filter",
         hook: Hook::Postrouting,
         priority: GUARD_PRIORITY,
+        rules,
+    }
+}
+
+fn sources(rules: Vec<Rule>) -> Chain {
+    Chain {
+        name: "sources",
+        kind: "nat",
+        hook: Hook::Postrouting,
+        priority: BEFORE_SRCNAT,
         rules,
     }
 }
@@ -344,12 +346,50 @@ impl Rule {
     }
 }
 
+impl Term {
+    fn set(&self) -> Option<SetName> {
+        match self {
+            Term::Source(set)
+            | Term::SourceNot(set)
+            | Term::Destination(set)
+            | Term::OriginalSource(set)
+            | Term::OriginalDestination(set)
+            | Term::NextHop(set) => Some(*set),
+            Term::Input { .. }
+            | Term::Output { .. }
+            | Term::From { .. }
+            | Term::To(_)
+            | Term::NotTranslated
+            | Term::OwnSource
+            | Term::ComesAstray
+            | Term::DestinationIsOwn(_)
+            | Term::UdpTo(_)
+            | Term::Marked(..)
+            | Term::Mark(..)
+            | Term::Count
+            | Term::Accept
+            | Term::Drop
+            | Term::Untracked
+            | Term::KeepSource(_)
+            | Term::TranslateSource(_) => None,
+        }
+    }
+}
+
 impl SetName {
-    pub const ALL: [SetName; 4] = [
+    pub const ALL: [SetName; 12] = [
         SetName::Mesh(Family::V4),
         SetName::Mesh(Family::V6),
         SetName::Local(Family::V4),
         SetName::Local(Family::V6),
+        SetName::Services(Family::V4),
+        SetName::Services(Family::V6),
+        SetName::Neighbours(Family::V4),
+        SetName::Neighbours(Family::V6),
+        SetName::Hops(Family::V4),
+        SetName::Hops(Family::V6),
+        SetName::Probes(Family::V4),
+        SetName::Probes(Family::V6),
     ];
 
     pub fn name(self) -> &'static str {
@@ -358,132 +398,30 @@ impl SetName {
             SetName::Mesh(Family::V6) => "mesh6",
             SetName::Local(Family::V4) => "local4",
             SetName::Local(Family::V6) => "local6",
+            SetName::Services(Family::V4) => "services4",
+            SetName::Services(Family::V6) => "services6",
+            SetName::Neighbours(Family::V4) => "neighbours4",
+            SetName::Neighbours(Family::V6) => "neighbours6",
+            SetName::Hops(Family::V4) => "hops4",
+            SetName::Hops(Family::V6) => "hops6",
+            SetName::Probes(Family::V4) => "probes4",
+            SetName::Probes(Family::V6) => "probes6",
         }
+    }
+
+    /// What there is without anybody asking it: the table is known by it.
+    pub(crate) fn is_always(self) -> bool {
+        matches!(self, SetName::Mesh(_) | SetName::Local(_))
     }
 
     pub fn family(self) -> Family {
         match self {
-            SetName::Mesh(family) | SetName::Local(family) => family,
-        }
-    }
-}
-
-impl fmt::Display for SetName {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.name())
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bits = if self.first.is_ipv4() { 32 } else { 128 };
-        // As nft: a prefix where it is one.
-        let prefix = (0..=bits)
-            .filter_map(|length| IpNetwork::new(self.first, length).ok())
-            .find(|prefix| Span::of(*prefix) == *self);
-        match prefix {
-            _ if self.first == self.last => write!(out, "{}", self.first),
-            Some(prefix) => write!(out, "{prefix}"),
-            None => write!(out, "{}-{}", self.first, self.last),
-        }
-    }
-}
-
-impl fmt::Display for Hook {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Hook::Prerouting => "prerouting",
-            Hook::Input => "input",
-            Hook::Forward => "forward",
-            Hook::Output => "output",
-            Hook::Postrouting => "postrouting",
-        })
-    }
-}
-
-impl fmt::Display for Table {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "table inet {} {{", crate::settings::TABLE_NAME)?;
-        for (name, spans) in &self.sets {
-            let kind = match name.family() {
-                Family::V4 => "ipv4_addr",
-                Family::V6 => "ipv6_addr",
-            };
-            writeln!(out, "\tset {name} {{\n\t\ttype {kind}\n\t\tflags interval")?;
-            let spans: Vec<String> = spans.iter().map(Span::to_string).collect();
-            if !spans.is_empty() {
-                writeln!(out, "\t\telements = {{ {} }}", spans.join(", "))?;
-            }
-            writeln!(out, "\t}}")?;
-        }
-        for chain in &self.chains {
-            let Chain {
-                name,
-                kind,
-                hook,
-                priority,
-                rules,
-            } = chain;
-            writeln!(out, "\tchain {name} {{")?;
-            writeln!(
-                out,
-                "\t\ttype {kind} hook {hook} priority {priority}; policy accept;"
-            )?;
-            for rule in rules {
-                writeln!(out, "\t\t{rule}")?;
-            }
-            writeln!(out, "\t}}")?;
-        }
-        writeln!(out, "}}")
-    }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let terms: Vec<String> = self.0.iter().map(Term::to_string).collect();
-        out.write_str(&terms.join(" "))
-    }
-}
-
-impl fmt::Display for Term {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unless = |is: bool| if is { "" } else { "!= " };
-        let header = |family: Family| match family {
-            Family::V4 => "ip",
-            Family::V6 => "ip6",
-        };
-        match self {
-            Term::Input { is, device } => write!(out, "iifname {}\"{device}\"", unless(*is)),
-            Term::Output { is, device } => write!(out, "oifname {}\"{device}\"", unless(*is)),
-            Term::From { is, index } => write!(out, "iif {}{index}", unless(*is)),
-            Term::To(index) => write!(out, "oif {index}"),
-            Term::Source(set) => write!(out, "{} saddr @{set}", header(set.family())),
-            Term::Destination(set) => write!(out, "{} daddr @{set}", header(set.family())),
-            Term::OwnSource => out.write_str("fib saddr type local"),
-            Term::ComesAstray => out.write_str("fib saddr . iif oif missing"),
-            Term::DestinationIsOwn(is) => write!(out, "fib daddr type {}local", unless(*is)),
-            Term::UdpTo(port) => write!(out, "udp dport {port}"),
-            Term::Marked(value, mask) => {
-                write!(out, "meta mark & {mask:#010x} == {value:#010x}")
-            }
-            Term::Mark(value, mask) if value == mask => {
-                write!(out, "meta mark set meta mark | {value:#010x}")
-            }
-            Term::Mark(value, mask) => {
-                write!(
-                    out,
-                    "meta mark set meta mark & {:#010x} | {value:#010x}",
-                    !mask
-                )
-            }
-            Term::Count => out.write_str("counter"),
-            Term::Accept => out.write_str("accept"),
-            Term::Drop => out.write_str("drop"),
-            Term::Untracked => out.write_str("notrack"),
-            Term::KeepSource(family) => {
-                let header = header(*family);
-                write!(out, "snat {header} to {header} saddr")
-            }
+            SetName::Mesh(family)
+            | SetName::Local(family)
+            | SetName::Services(family)
+            | SetName::Neighbours(family)
+            | SetName::Hops(family)
+            | SetName::Probes(family) => family,
         }
     }
 }

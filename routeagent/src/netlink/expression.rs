@@ -1,6 +1,8 @@
 //! Terms of a rule as the kernel's expressions. What netlink-packet-netfilter has no types for is
 //! put together from attributes here, by the numbers of `linux/netfilter/nf_tables.h`.
 
+use std::net::IpAddr;
+
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute,
@@ -21,6 +23,12 @@ const TRANSPORT_HEADER: u32 = 2;
 const RTN_LOCAL: u32 = 2;
 const FIB_SOURCE: u32 = 1;
 const FIB_DESTINATION: u32 = 2;
+/// In a header of IPv4 and of IPv6.
+const SOURCE_AT: (u32, u32) = (12, 8);
+const DESTINATION_AT: (u32, u32) = (16, 24);
+/// Keys of conntrack for the same.
+const ORIGINAL_SOURCE: (u32, u32) = (19, 21);
+const ORIGINAL_DESTINATION: (u32, u32) = (20, 22);
 /// The kernel compares names with all of their sixteen bytes.
 const NAME_LEN: usize = 16;
 
@@ -44,8 +52,13 @@ fn term(term: &Term) -> Vec<Expression> {
             load(MetaKey::Oif),
             compare(true, index.to_ne_bytes().into()),
         ],
-        Term::Source(set) => looked_up(*set, 12, 8),
-        Term::Destination(set) => looked_up(*set, 16, 24),
+        Term::Source(set) => header_in(*set, SOURCE_AT, true),
+        Term::SourceNot(set) => header_in(*set, SOURCE_AT, false),
+        Term::Destination(set) => header_in(*set, DESTINATION_AT, true),
+        Term::OriginalSource(set) => original_in(*set, ORIGINAL_SOURCE),
+        Term::OriginalDestination(set) => original_in(*set, ORIGINAL_DESTINATION),
+        Term::NextHop(set) => next_hop_in(*set),
+        Term::NotTranslated => not_translated(),
         Term::OwnSource => is_own(FIB_SOURCE, true),
         Term::ComesAstray => comes_astray(),
         Term::DestinationIsOwn(is) => is_own(FIB_DESTINATION, *is),
@@ -74,6 +87,7 @@ fn term(term: &Term) -> Vec<Expression> {
         Term::Drop => vec![verdict(NF_DROP)],
         Term::Untracked => vec![raw("notrack", vec![])],
         Term::KeepSource(family) => keep_source(*family),
+        Term::TranslateSource(address) => translate_source(*address),
     }
 }
 
@@ -91,18 +105,66 @@ fn is_family(family: Family) -> Vec<Expression> {
     vec![load(MetaKey::Nfproto), compare(true, vec![number])]
 }
 
-fn looked_up(set: SetName, v4_offset: u32, v6_offset: u32) -> Vec<Expression> {
+fn header_in(set: SetName, (v4_offset, v6_offset): (u32, u32), is: bool) -> Vec<Expression> {
     let (offset, len) = match set.family() {
         Family::V4 => (v4_offset, 4),
         Family::V6 => (v6_offset, 16),
     };
-    let mut all = is_family(set.family());
-    all.push(payload(NETWORK_HEADER, offset, len));
-    let lookup = vec![
+    found_in(set, payload(NETWORK_HEADER, offset, len), is)
+}
+
+/// Of the packet that began the connection, in the direction it went.
+fn original_in(set: SetName, (v4_key, v6_key): (u32, u32)) -> Vec<Expression> {
+    const DIRECTION: u16 = 3;
+    const ORIGINAL: u8 = 0;
+    let key = match set.family() {
+        Family::V4 => v4_key,
+        Family::V6 => v6_key,
+    };
+    let mut attributes = conntrack(key);
+    attributes.push(DefaultNla::new(DIRECTION, vec![ORIGINAL]));
+    found_in(set, raw("ct", attributes), true)
+}
+
+fn next_hop_in(set: SetName) -> Vec<Expression> {
+    const DREG: u16 = 1;
+    const KEY: u16 = 2;
+    let key = match set.family() {
+        Family::V4 => 1,
+        Family::V6 => 2,
+    };
+    let attributes = vec![number(DREG, Register::Reg1.into()), number(KEY, key)];
+    found_in(set, raw("rt", attributes), true)
+}
+
+fn not_translated() -> Vec<Expression> {
+    const STATUS: u32 = 2;
+    const DESTINATION_TRANSLATED: u32 = 32;
+    vec![
+        raw("ct", conntrack(STATUS)),
+        masked(DESTINATION_TRANSLATED, 0),
+        compare(true, vec![0; 4]),
+    ]
+}
+
+fn conntrack(key: u32) -> Vec<DefaultNla> {
+    const DREG: u16 = 1;
+    const KEY: u16 = 2;
+    vec![number(DREG, Register::Reg1.into()), number(KEY, key)]
+}
+
+/// What `load` brings, looked up.
+fn found_in(set: SetName, load: Expression, is: bool) -> Vec<Expression> {
+    const INVERTED: u32 = 1;
+    let mut lookup = vec![
         Lookup::Set(set.name().to_owned()),
         Lookup::SourceRegister(Register::Reg1),
     ];
-    all.push(Expressions::Lookup(lookup).into());
+    if !is {
+        lookup.push(Lookup::Flags(INVERTED));
+    }
+    let mut all = is_family(set.family());
+    all.extend([load, Expressions::Lookup(lookup).into()]);
     all
 }
 
@@ -135,13 +197,33 @@ fn fib(result: u32, flags: u32) -> Expression {
 }
 
 fn keep_source(family: Family) -> Vec<Expression> {
+    let (offset, len) = match family {
+        Family::V4 => (SOURCE_AT.0, 4),
+        Family::V6 => (SOURCE_AT.1, 16),
+    };
+    source_becomes(family, payload(NETWORK_HEADER, offset, len))
+}
+
+fn translate_source(address: IpAddr) -> Vec<Expression> {
+    let bytes = match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let constant = Expressions::Immediate(vec![
+        Immediate::DestinationRegister(Register::Reg1),
+        Immediate::Data(DataAttribute::Value(bytes)),
+    ]);
+    source_becomes(Family::of(address), constant.into())
+}
+
+fn source_becomes(family: Family, load: Expression) -> Vec<Expression> {
     const TYPE: u16 = 1;
     const FAMILY: u16 = 2;
     const ADDRESS: u16 = 3;
     const SOURCE: u32 = 0;
-    let (offset, len, protocol) = match family {
-        Family::V4 => (12, 4, NFPROTO_IPV4),
-        Family::V6 => (8, 16, NFPROTO_IPV6),
+    let protocol = match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
     };
     let nat = raw(
         "nat",
@@ -152,7 +234,7 @@ fn keep_source(family: Family) -> Vec<Expression> {
         ],
     );
     let mut all = is_family(family);
-    all.extend([payload(NETWORK_HEADER, offset, len), nat]);
+    all.extend([load, nat]);
     all
 }
 

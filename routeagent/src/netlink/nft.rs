@@ -89,7 +89,8 @@ impl Nft {
                 Ok(spans) => {
                     found.sets.insert(set, spans);
                 }
-                Err(refused) if refused.is(libc::ENOENT) => return Ok(None),
+                Err(refused) if refused.is(libc::ENOENT) && set.is_always() => return Ok(None),
+                Err(refused) if refused.is(libc::ENOENT) => {}
                 Err(refused) => return Err(refused),
             }
         }
