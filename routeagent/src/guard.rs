@@ -75,6 +75,16 @@ pub enum Hook {
     Postrouting = 4,
 }
 
+impl Hook {
+    pub const ALL: [Hook; 5] = [
+        Hook::Prerouting,
+        Hook::Input,
+        Hook::Forward,
+        Hook::Output,
+        Hook::Postrouting,
+    ];
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule(pub Vec<Term>);
 

@@ -362,13 +362,5 @@ fn family_name(family: u8) -> &'static str {
 }
 
 fn hook(number: u32) -> Option<Hook> {
-    [
-        Hook::Prerouting,
-        Hook::Input,
-        Hook::Forward,
-        Hook::Output,
-        Hook::Postrouting,
-    ]
-    .into_iter()
-    .find(|hook| *hook as u32 == number)
+    Hook::ALL.into_iter().find(|hook| *hook as u32 == number)
 }

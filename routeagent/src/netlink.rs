@@ -11,6 +11,7 @@ pub(crate) mod raw;
 pub(crate) mod request;
 pub(crate) mod route;
 pub(crate) mod rule;
+pub(crate) mod trace;
 mod transactions;
 pub(crate) mod translation;
 pub(crate) mod vxlan;

@@ -4,6 +4,8 @@
 pub(crate) const PROTOCOL: u8 = 199;
 /// Of the nft table, family `inet`.
 pub(crate) const TABLE_NAME: &str = "causeway";
+/// The beginning of the names of tables that only mark packets for a moment.
+pub(crate) const TRACE_TABLE: &str = "causeway-trace";
 /// The alias of interfaces that are ours to remove.
 pub(crate) const ALIAS: &str = "causeway";
 /// The network identifier of that interface, alone on it.

@@ -3,11 +3,13 @@
 #![cfg(test)]
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use ip_network::IpNetwork;
 use routeagent::inspect::{
-    Accept, Judged, Listening, Ruleset, Situation, Topic, judge, private_networks,
+    Accept, Flow, Judged, Listening, Ruleset, Situation, Topic, Trace, judge, private_networks,
 };
-use tests::lab::{Lab, Namespace, skip};
+use tests::lab::{Lab, Namespace, skip, wait_for};
 
 fn network(text: &str) -> IpNetwork {
     text.parse().unwrap()
@@ -136,4 +138,269 @@ fn leftover_translations_are_named_and_each_is_gone_after_its_command() {
             "{other}: {said:#?}"
         );
     }
+}
+
+#[test]
+fn what_drops_forwarded_packets_or_those_to_our_ports_is_named_with_the_way_out() {
+    if skip(
+        "drops",
+        &["nft", "iptables", "ip6tables", "iptables-legacy"],
+    ) {
+        return;
+    }
+    let docker = "set -e; iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN; \
+        iptables -A FORWARD -j DOCKER-USER; \
+        iptables -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
+        iptables -A FORWARD -i docker0 ! -o docker0 -j ACCEPT; iptables -P FORWARD DROP";
+    let host = "nft 'add table inet filter; \
+        add chain inet filter input { type filter hook input priority filter; policy drop; }; \
+        add rule inet filter input ct state established,related accept; \
+        add rule inet filter input iif lo accept; add rule inet filter input tcp dport { 22, 7802 } accept; \
+        add chain inet filter forward { type filter hook forward priority filter; }; \
+        add rule inet filter forward ct state vmap { established : accept, related : accept, invalid : drop }; \
+        add rule inet filter forward reject'";
+    let state = "set -e; iptables -A INPUT -m state --state ESTABLISHED,RELATED -j ACCEPT; \
+        iptables -A INPUT -p udp -m multiport --dports 53,7000:8000 ! -s 10.9.0.0/16 -j DROP; \
+        iptables -A FORWARD -m iprange --src-range 10.1.0.0-10.1.255.255 -o causeway0 -j REJECT";
+    let old = "set -e; iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT; \
+        iptables-legacy -A INPUT -p udp -j DROP; \
+        iptables-legacy -A FORWARD ! -i docker0 -j REJECT --reject-with icmp-port-unreachable";
+    let (forward, input) = (Topic::Forward, Topic::Input);
+    let cases = [
+        (
+            "docker",
+            docker,
+            vec![(forward, "ip filter FORWARD: policy drop")],
+        ),
+        (
+            "host",
+            host,
+            vec![
+                (forward, "inet filter forward handle 9: reject"),
+                (input, "inet filter input: policy drop"),
+            ],
+        ),
+        (
+            "state",
+            state,
+            vec![
+                (forward, "ip saddr 10.1.0.0-10.1.255.255 reject"),
+                (input, "dport 53, 7000-8000 drop"),
+            ],
+        ),
+        (
+            "old",
+            old,
+            vec![
+                (
+                    forward,
+                    "iptables-legacy filter FORWARD: ! -i docker0 -j REJECT --reject-with icmp-port-unreachable",
+                ),
+                (input, "iptables-legacy filter INPUT: -p udp -j DROP"),
+            ],
+        ),
+    ];
+    for (name, rules, wanted) in cases {
+        let (_lab, node) = place(name);
+        node.sh(rules).unwrap();
+        for topic in [forward, input] {
+            let found = judged(&node, topic);
+            let said = texts(&found);
+            let expected = wanted.iter().filter(|(of, _)| *of == topic);
+            for (_, text) in expected.clone() {
+                let has = said
+                    .iter()
+                    .any(|(rule, sure)| rule.ends_with(text) && *sure);
+                assert!(has, "{name}: {text}: {said:#?}");
+            }
+            assert_eq!(found.len(), expected.count(), "{name}: {said:#?}");
+            for one in &found {
+                let commands = one
+                    .next
+                    .trim_start_matches("start with --open-forward, or: ");
+                node.sh(commands)
+                    .unwrap_or_else(|error| panic!("{commands}: {error}"));
+            }
+            assert_eq!(texts(&judged(&node, topic)), [], "{name}");
+        }
+    }
+}
+
+#[test]
+fn rules_that_may_hold_are_told_from_those_that_do_and_accepted_packets_are_no_matter() {
+    if skip("maybe", &["nft", "iptables"]) {
+        return;
+    }
+    let (_lab, node) = place("maybe");
+    let rules = "set -e; iptables -A FORWARD -p tcp --dport 25 -j DROP; \
+        iptables -A FORWARD -m mark --mark 0x20/0x20 -j DROP; \
+        iptables -A FORWARD -m limit --limit 5/sec -j REJECT; \
+        nft 'add table inet fw; \
+        add chain inet fw forward { type filter hook forward priority 10; policy drop; }; \
+        add rule inet fw forward iifname \"cause*\" accept; \
+        add rule inet fw forward ip saddr 10.0.0.0/8 ip daddr . meta l4proto { 10.2.0.0/16 . tcp } counter; \
+        add rule inet fw forward oifname { \"causeway0\", \"wg0\" } accept; \
+        add chain inet fw input { type filter hook input priority 0; policy drop; }; \
+        add rule inet fw input udp dport 7000-8000 accept'";
+    node.sh(rules).unwrap();
+    let found = judged(&node, Topic::Forward);
+    assert_eq!(
+        texts(&found),
+        [
+            (
+                "ip filter FORWARD handle 2: meta l4proto tcp dport 25 drop".to_owned(),
+                false
+            ),
+            ("ip filter FORWARD handle 4: limit reject".to_owned(), false),
+        ]
+    );
+    assert_eq!(texts(&judged(&node, Topic::Input)), []);
+}
+
+#[test]
+fn a_change_of_sources_before_ours_is_named_and_one_behind_is_not() {
+    if skip("sources", &["nft", "iptables"]) {
+        return;
+    }
+    let (_lab, node) = place("sources");
+    let rules = "set -e; iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE; \
+        nft 'add table ip early; \
+        add chain ip early post { type nat hook postrouting priority 90; }; \
+        add rule ip early post oifname \"causeway0\" ip daddr 10.0.0.0/8 snat to 192.0.2.1'";
+    node.sh(rules).unwrap();
+    let found = judged(&node, Topic::SourceChange);
+    let rule =
+        "ip early post handle 2: oifname \"causeway0\" ip daddr 10.0.0.0/8 snat to 192.0.2.1";
+    assert_eq!(texts(&found), [(rule.to_owned(), true)]);
+    assert!(
+        found[0]
+            .next
+            .ends_with("nft delete rule ip early post handle 2"),
+        "{}",
+        found[0].next
+    );
+}
+
+/// A datagram from the port of its own number to `to`.
+fn send(from: &Namespace, to: &str, port: u16) {
+    let to: std::net::IpAddr = to.parse().unwrap();
+    from.within(|| {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = std::net::UdpSocket::bind(any).unwrap();
+        let _ = socket.send_to(b"traced", (to, port));
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_rule_that_ate_a_packet_is_found_by_sending_one() {
+    if skip("trace", &["nft", "iptables", "iptables-legacy"]) {
+        return;
+    }
+    let lab = Lab::new("trace").unwrap();
+    let [host, node, far] = ["host", "node", "far"].map(|name| lab.namespace(name).unwrap());
+    lab.veth(&host, "eth0", &node, "lan").unwrap();
+    lab.veth(&node, "tun", &far, "eth0").unwrap();
+    for (place, device, address) in [
+        (&host, "eth0", "10.1.0.2/16"),
+        (&node, "lan", "10.1.0.1/16"),
+        (&node, "tun", "10.2.0.1/16"),
+        (&far, "eth0", "10.2.0.5/16"),
+        (&host, "eth0", "fd00:1::2/32"),
+        (&node, "lan", "fd00:1::1/32"),
+        (&node, "tun", "fd00:2::1/32"),
+        (&far, "eth0", "fd00:2::5/32"),
+    ] {
+        place.address(device, address).unwrap();
+    }
+    for via in ["10.1.0.1", "fd00:1::1"] {
+        host.run("ip", &["route", "add", "default", "via", via])
+            .unwrap();
+    }
+    node.forward().unwrap();
+    let rules = "set -e; nft 'add table inet fw; \
+        add chain inet fw eats; add rule inet fw eats counter drop; \
+        add chain inet fw forward { type filter hook forward priority 10; }; \
+        add rule inet fw forward udp dport 4000 jump eats; \
+        add rule inet fw forward udp dport 4005 accept; \
+        add chain inet fw out { type filter hook output priority 0; }; \
+        add rule inet fw out udp dport 4006 drop; \
+        add chain inet fw late { type filter hook postrouting priority 200; policy drop; }; \
+        add rule inet fw late meta l4proto != udp accept; add rule inet fw late udp dport != 4007 accept'; \
+        iptables -A FORWARD -p udp --dport 4001 -j REJECT; \
+        iptables-legacy -A FORWARD -p udp --dport 4002 -j DROP";
+    node.sh(rules).unwrap();
+    let ended = |to: &str, port: u16, from: &Namespace| {
+        let flow = Flow {
+            destination: Some(to.parse().unwrap()),
+            port: Some(port),
+            ..Flow::default()
+        };
+        let traced = node.within(|| {
+            let trace = Trace::start(&[flow]).unwrap();
+            send(from, to, port);
+            trace.finish(1, Duration::from_millis(500)).unwrap()
+        });
+        let traced = traced.unwrap();
+        let ends: Vec<String> = traced.iter().map(|one| one.end.to_string()).collect();
+        ends.first()
+            .cloned()
+            .unwrap_or_else(|| "not seen".to_owned())
+    };
+    let (v4, v6) = ("10.2.0.5", "fd00:2::5");
+    for (to, port, from, end) in [
+        (v4, 4000, &host, "dropped by inet fw eats handle 2: drop"),
+        (v6, 4000, &host, "dropped by inet fw eats handle 2: drop"),
+        (
+            v4,
+            4001,
+            &host,
+            "dropped by ip filter FORWARD handle 2: meta l4proto udp dport 4001 reject",
+        ),
+        (
+            v4,
+            4002,
+            &host,
+            "dropped by iptables-legacy filter FORWARD: -p udp -m udp --dport 4002 -j DROP",
+        ),
+        (v4, 4003, &host, "passed postrouting"),
+        (v6, 4003, &host, "passed postrouting"),
+        (
+            "10.77.0.1",
+            4003,
+            &host,
+            "lost after prerouting: there is no route for it, or the check of sources (rp_filter) refused it",
+        ),
+        ("10.1.0.1", 4003, &host, "came to this node's sockets"),
+        (
+            v4,
+            4006,
+            &node,
+            "dropped by inet fw out handle 10: udp dport 4006 drop",
+        ),
+        (v4, 4007, &host, "dropped by inet fw late: policy drop"),
+    ] {
+        // The first packet may wait for a neighbour.
+        let mut found = String::new();
+        wait_for("a trace", Duration::from_secs(10), || {
+            found = ended(to, port, from);
+            found != "not seen"
+        })
+        .unwrap();
+        let (found, end) = (
+            found.replace("meta l4proto udp dport", "udp dport"),
+            end.replace("meta l4proto udp dport", "udp dport"),
+        );
+        // Handles are the kernel's to give.
+        let plain = |text: &str| {
+            let words = text
+                .split(' ')
+                .filter(|word| word.trim_end_matches(':').parse::<u64>().is_err());
+            words.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(plain(&found), plain(&end), "{to} {port}: {found}");
+    }
+    // Nothing of it stays.
+    let left = node.sh("nft list tables").unwrap();
+    assert!(!left.contains("causeway-trace"), "{left}");
 }

@@ -12,7 +12,7 @@ use super::rules::{Key, Rules};
 use super::{Ruleset, decode, legacy};
 use crate::netlink::Refused;
 use crate::netlink::nft::Nft;
-use crate::settings::TABLE_NAME;
+use crate::settings::{TABLE_NAME, TRACE_TABLE};
 
 /// What filters packets that are routed: inet, ip and ip6.
 const ROUTED: [u8; 3] = [1, 2, 10];
@@ -47,7 +47,9 @@ pub(super) fn ruleset(nft: &Nft) -> io::Result<Ruleset> {
 
 /// Chains and rules; told is which sets they ask.
 fn objects(nft: &Nft, rules: &mut Rules) -> Result<BTreeSet<(u8, String, String)>, Refused> {
-    let is_of_others = |key: &Key| ROUTED.contains(&key.0) && key.1 != TABLE_NAME;
+    let is_of_others = |key: &Key| {
+        ROUTED.contains(&key.0) && key.1 != TABLE_NAME && !key.1.starts_with(TRACE_TABLE)
+    };
     let chains = NfTablesMessage::GetChain(ChainMessage { attributes: vec![] });
     for raw in nft.dump_raw(NetfilterProtoFamily::Unspec, &chains)? {
         rules

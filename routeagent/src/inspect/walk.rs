@@ -235,8 +235,13 @@ impl<'a> Walk<'a, '_> {
         for step in &rule.steps {
             match step {
                 Step::Test { value, is, spans } => {
-                    let domain = self.domain(value);
-                    holds = holds.min(turned(inside(domain.as_deref(), spans), *is));
+                    // Packets that come from nowhere known come from outside at least.
+                    if self.packets.input.is_none() && is_loopback(value, spans) {
+                        holds = holds.min(turned(Holds::Never, *is));
+                    } else {
+                        let domain = self.domain(value);
+                        holds = holds.min(turned(inside(domain.as_deref(), spans), *is));
+                    }
                 }
                 Step::Lookup {
                     values,
@@ -386,6 +391,28 @@ impl<'a> Walk<'a, '_> {
                 (begin == 0 || same).then(|| (cut(&low), cut(&high)))
             })
             .collect()
+    }
+}
+
+fn is_loopback(value: &Value, spans: &[Span]) -> bool {
+    const INDEX: u32 = 1;
+    let only = |wanted: Vec<u8>| *spans == [(wanted.clone(), wanted)];
+    match value.field {
+        Field::InputName => only(device("lo")),
+        Field::InputIndex => only(INDEX.to_ne_bytes().into()),
+        Field::Network(_)
+        | Field::Transport(_)
+        | Field::OutputName
+        | Field::OutputIndex
+        | Field::Mark
+        | Field::Family
+        | Field::EtherType
+        | Field::Protocol
+        | Field::State
+        | Field::Status
+        | Field::SourceType
+        | Field::DestinationType
+        | Field::Other(_) => false,
     }
 }
 

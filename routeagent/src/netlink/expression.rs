@@ -10,6 +10,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use crate::guard::{Rule, SetName, Term};
+use crate::inspect::Flow;
 use crate::wanted::Family;
 
 type Expression = ListAttribute<ExpressionAttribute>;
@@ -39,6 +40,43 @@ pub(super) fn rule(rule: &Rule) -> Vec<Expression> {
 /// The source that this machine has on the way out.
 pub(super) fn masquerade() -> Expression {
     raw("masq", vec![])
+}
+
+/// Marks what is of `flow`.
+pub(super) fn traced(flow: &Flow) -> Vec<Expression> {
+    const TRACE: u32 = 12;
+    let mut all = vec![];
+    for (address, (v4_offset, v6_offset)) in
+        [(flow.source, SOURCE_AT), (flow.destination, DESTINATION_AT)]
+    {
+        let Some(address) = address else { continue };
+        let family = Family::of(address);
+        let (offset, bytes) = match address {
+            IpAddr::V4(v4) => (v4_offset, v4.octets().to_vec()),
+            IpAddr::V6(v6) => (v6_offset, v6.octets().to_vec()),
+        };
+        all.extend(is_family(family));
+        all.push(payload(NETWORK_HEADER, offset, bytes.len() as u32));
+        all.push(compare(true, bytes));
+    }
+    all.extend(
+        flow.port
+            .into_iter()
+            .flat_map(|port| term(&Term::UdpTo(port))),
+    );
+    all.extend([
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Reg1),
+            Immediate::Data(DataAttribute::Value(vec![1])),
+        ])
+        .into(),
+        Expressions::Meta(vec![
+            Meta::Key(MetaKey::from(TRACE)),
+            Meta::SourceRegister(Register::Reg1),
+        ])
+        .into(),
+    ]);
+    all
 }
 
 fn term(term: &Term) -> Vec<Expression> {
