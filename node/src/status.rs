@@ -93,7 +93,8 @@ pub fn view_problems(view: &View) -> Vec<Problem> {
     all.collect()
 }
 
-pub fn broker_problem(broker: &BrokerState) -> Option<Problem> {
+/// `changes` is how the node hears of them meanwhile, as in a sentence.
+pub fn broker_problem(broker: &BrokerState, changes: &str) -> Option<Problem> {
     if matches!(broker, BrokerState::Connected { .. }) {
         return None;
     }
@@ -103,7 +104,9 @@ pub fn broker_problem(broker: &BrokerState) -> Option<Problem> {
     };
     Some(Problem::new(
         format!("no broker can be reached: {reasons}"),
-        "traffic goes on with what is known, and changes of the mesh come through other gateways; see whether the broker runs, and whether TCP to it passes from here",
+        format!(
+            "traffic goes on with what is known, and changes of the mesh {changes}; see whether the broker runs, and whether TCP to it passes from here"
+        ),
     ))
 }
 
@@ -153,13 +156,16 @@ mod tests {
     #[test]
     fn a_lost_broker_is_told_with_the_reasons() {
         let reasons = vec!["b:7800: refused".to_owned()];
-        let problem = broker_problem(&BrokerState::Cached { reasons }).unwrap();
+        let problem = broker_problem(&BrokerState::Cached { reasons }, "wait").unwrap();
         assert!(problem.what.contains("b:7800: refused"));
         let none_yet = BrokerState::Cached { reasons: vec![] };
-        let problem = broker_problem(&none_yet).unwrap();
+        let problem = broker_problem(&none_yet, "wait").unwrap();
         assert!(problem.what.ends_with("none has answered yet"));
         let address = "b:7800".to_owned();
-        assert_eq!(broker_problem(&BrokerState::Connected { address }), None);
+        assert_eq!(
+            broker_problem(&BrokerState::Connected { address }, "wait"),
+            None
+        );
     }
 
     #[test]

@@ -33,6 +33,7 @@ use node::membership::{self, is_member, is_shut_out};
 use node::state::{StateDir, StateError};
 use node::status::Shown;
 use proto::entry::Role;
+use proto::key::WireguardKey;
 use proto::ledger::Standing;
 use proto::record::{Capabilities, Presence};
 use tokio::net::TcpListener;
@@ -63,6 +64,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const READY_AT_LAST: Duration = Duration::from_secs(2);
 /// A change that others follow is not told sooner than this after the last.
 const DAMPING: Duration = Duration::from_secs(1);
+/// A probe that fails tells nothing before the kernel has had its route for so long.
+const PROVEN: Duration = Duration::from_millis(1500);
 /// Until then, and not after, it is looked often whether all is ready.
 const LOOK: Duration = Duration::from_millis(20);
 /// What nothing tells of.
@@ -226,7 +229,14 @@ struct Daemon {
     memory: Memory,
     /// Something that facts, mode or record rest on has changed.
     is_old: bool,
+    /// What others are to know of this node; none before the ledger tells which address is its own.
+    presence: Option<Presence>,
     published: Option<(Presence, Duration)>,
+    wireguard: WireguardKey,
+    /// Since when the kernel has been in line with what it was told.
+    applied: Option<Duration>,
+    /// For so long that a probe that fails says something.
+    is_proven: bool,
     shown: Shown<Status>,
     told_membership: membership::Told,
     /// Those who ask for our health read it.
@@ -253,6 +263,7 @@ impl Daemon {
         let memory = Memory::open(outside.node.node().file(MODE_FILE));
         let kept = memory.mode(&setting(&place, &gateways));
         let standing = cloud::Place::of(&outside.node.node().membership, None);
+        let wireguard = outside.node.node().wireguard.public();
         let daemon = Daemon {
             health: Health::new(own(&first)?, now),
             mode: Choosing::new(options.mode, kept),
@@ -266,7 +277,11 @@ impl Daemon {
             choice: Choice::default(),
             memory,
             is_old: true,
+            presence: None,
             published: None,
+            wireguard,
+            applied: None,
+            is_proven: false,
             shown: Shown::default(),
             told_membership: membership::Told::default(),
             is_ready: outside.is_ready,
@@ -317,6 +332,7 @@ impl Daemon {
                     let found = inputs.cloud.borrow_and_update();
                     let membership = &self.node.node().membership;
                     self.standing = cloud::Place::of(membership, found.as_ref());
+                    self.is_old = true;
                 }
                 Ok(()) = inputs.changes.next() => self.place.handle_change(boottime()),
             }
@@ -332,15 +348,19 @@ impl Daemon {
 
     fn due(&self) -> Duration {
         let is_ready = self.is_ready.load(Ordering::Relaxed);
-        let look = (!is_ready).then(|| boottime() + LOOK);
+        let waits = self.applied.is_none() || !is_ready && self.may_be_ready();
+        let look = waits.then(|| boottime() + LOOK);
         let soon = self.published.as_ref().map(|(_, at)| *at + DAMPING);
         let publish = soon.filter(|_| self.is_unpublished());
+        let proven = self.applied.filter(|_| !self.is_proven);
+        let proven = proven.map(|at| at + PROVEN);
         let all = [
             self.health.poll_timeout(),
             self.hellos.due(),
             self.mode.due(),
             publish,
             look,
+            proven,
         ];
         let all = all.into_iter().flatten();
         all.chain([self.place.due(), self.round])
@@ -356,6 +376,9 @@ impl Daemon {
         self.hellos.handle_timeout(now);
         self.place.handle_timeout(now);
         self.is_old |= self.mode.due().is_some_and(|at| at <= now);
+        if !self.is_proven && self.applied.is_some_and(|at| now >= at + PROVEN) {
+            (self.is_proven, self.is_old) = (true, true);
+        }
         if now >= self.round {
             self.round = now + ROUND;
             self.is_old = true;
@@ -388,7 +411,9 @@ impl Daemon {
             self.choice = self.health.choice();
             self.decide();
             self.tell();
+            self.presence = self.make_presence();
         }
+        self.look_at_kernel();
         while let Some((to, datagram)) = self.health.poll_transmit() {
             self.hellos.send(to, &datagram);
         }
@@ -410,14 +435,17 @@ impl Daemon {
             gateway.is_some_and(|one| self.place.is_near(one.lan))
         };
         let before = self.mode.used();
-        if self.mode.handle(&mode::seen(&self.choice, near), now) {
+        let mut seen = mode::seen(&self.choice, near);
+        if !self.is_proven {
+            // Probes may have found no route.
+            seen.iter_mut().for_each(mode::Seen::forget_failures);
+        }
+        if self.mode.handle(&seen, now) {
             let why = self.mode.why().sentence();
             tracing::info!(from = ?before, to = ?self.mode.used(), why, "mode");
         }
         if let (Some(used), Asked::Auto) = (self.mode.used(), self.options.mode)
-            && mode::seen(&self.choice, near)
-                .iter()
-                .any(mode::Seen::is_alive)
+            && seen.iter().any(mode::Seen::is_alive)
         {
             self.memory.keep(used, &setting);
         }
@@ -441,30 +469,39 @@ impl Daemon {
         });
     }
 
+    fn look_at_kernel(&mut self) {
+        if !self.kernel.is_applied() {
+            (self.applied, self.is_proven) = (None, false);
+        } else if self.applied.is_none() {
+            self.applied = Some(boottime());
+        }
+    }
+
     // ---- what others are told ---------------------------------------------------------------
 
-    fn presence(&self) -> Presence {
-        let local = self.node.node();
+    fn make_presence(&self) -> Option<Presence> {
+        // Which of our addresses are inside our site only the ledger tells.
+        if self.view.standing == Standing::NoGrant && self.view.prefixes.is_empty() {
+            return None;
+        }
         let capabilities = match self.mode.used() {
             Some(Mode::Vxlan) => Capabilities::VXLAN,
             Some(Mode::Direct) | None => Capabilities::default(),
         };
-        Presence {
-            wireguard: local.wireguard.public(),
+        Some(Presence {
+            wireguard: self.wireguard,
             next_wireguard: None,
             candidates: Vec::new(),
             lan_address: self.place.own(),
             region: self.standing.region.clone(),
             zone: self.standing.zone.clone(),
             capabilities,
-        }
+        })
     }
 
     fn is_unpublished(&self) -> bool {
-        // Which of our addresses are inside our site only the ledger tells.
-        let is_blind = self.view.standing == Standing::NoGrant && self.view.prefixes.is_empty();
         let said = self.published.as_ref().map(|(said, _)| said);
-        !is_blind && said != Some(&self.presence())
+        self.presence.is_some() && said != self.presence.as_ref()
     }
 
     async fn publish(&mut self) {
@@ -473,9 +510,10 @@ impl Daemon {
         if self.published.as_ref().is_some_and(is_soon) || !self.is_unpublished() {
             return;
         }
-        let presence = self.presence();
-        self.published = Some((presence.clone(), now));
-        self.node.publish(presence).await;
+        if let Some(presence) = self.presence.clone() {
+            self.published = Some((presence.clone(), now));
+            self.node.publish(presence).await;
+        }
     }
 
     fn handle_question(&mut self, question: Question) {

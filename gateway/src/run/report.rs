@@ -53,7 +53,7 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
     problems.extend(own_key_problem(&facts.links));
     problems.extend(facts.problems.iter().cloned());
     if facts.uptime >= PATIENCE {
-        problems.extend(broker_problem(&view.broker));
+        problems.extend(broker_problem(&view.broker, "come through other gateways"));
         problems.extend(facts.links.iter().filter_map(|link| {
             let no_relay = facts.relayed.why_lost(&link.of);
             link_problem(link, no_relay, &facts.unrouted)

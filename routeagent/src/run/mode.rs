@@ -85,6 +85,11 @@ impl Seen {
     pub(super) const fn is_alive(&self) -> bool {
         self.is_alive
     }
+
+    pub(super) fn forget_failures(&mut self) {
+        self.direct = self.direct.filter(|passed| *passed);
+        self.vxlan = self.vxlan.filter(|passed| *passed);
+    }
 }
 
 pub(super) fn seen(choice: &Choice, is_near: impl Fn(&PublicKey) -> bool) -> Vec<Seen> {

@@ -20,7 +20,10 @@ impl Daemon {
         let mut problems = view_problems(view);
         problems.extend(self.problems(now));
         if uptime >= PATIENCE {
-            problems.extend(broker_problem(&view.broker));
+            problems.extend(broker_problem(
+                &view.broker,
+                "come once one can be reached, if need be through a gateway of this site",
+            ));
         }
         let text = |address: Option<IpAddr>| address.map(|address| address.to_string());
         Status {
