@@ -348,7 +348,8 @@ impl Daemon {
 
     fn due(&self) -> Duration {
         let is_ready = self.is_ready.load(Ordering::Relaxed);
-        let waits = self.applied.is_none() || !is_ready && self.may_be_ready();
+        let is_told = self.applied.is_none() && self.kernel.is_told();
+        let waits = is_told || !is_ready && self.may_be_ready();
         let look = waits.then(|| boottime() + LOOK);
         let soon = self.published.as_ref().map(|(_, at)| *at + DAMPING);
         let publish = soon.filter(|_| self.is_unpublished());

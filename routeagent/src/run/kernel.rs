@@ -116,6 +116,10 @@ impl Kernel {
         }
     }
 
+    pub(super) fn is_told(&self) -> bool {
+        self.told.borrow().is_some()
+    }
+
     /// Whether the kernel forwards what it was last told of, or it is known why not.
     pub(super) fn is_applied(&self) -> bool {
         let told = self.told.borrow();
