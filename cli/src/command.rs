@@ -2,6 +2,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod cleanup;
+pub(crate) mod diagnose;
 pub(crate) mod flags;
 pub(crate) mod gateway;
 pub(crate) mod join;
@@ -10,6 +11,7 @@ pub(crate) mod ledger;
 pub(crate) mod node;
 pub(crate) mod ping;
 pub(crate) mod routeagent;
+pub(crate) mod routes;
 pub(crate) mod site;
 pub(crate) mod status;
 pub(crate) mod token;

@@ -62,6 +62,9 @@ enum Command {
     Status(command::status::Arguments),
     /// Measure the way through the tunnel to each gateway of a site.
     Ping(command::ping::Arguments),
+    Diagnose(command::diagnose::Arguments),
+    /// Print what to enter on a router for machines that run no agent.
+    Routes(command::routes::Arguments),
     /// Say goodbye and delete this node's keys.
     Leave(command::leave::Arguments),
     /// Show and change sites and their prefixes.
@@ -111,6 +114,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Wg(arguments) => return wg::run(arguments),
         Command::Status(arguments) => return command::status::run(&arguments),
+        Command::Diagnose(arguments) => return command::diagnose::run(&arguments),
         Command::Ping(arguments) => return command::ping::run(arguments),
         Command::Demo(arguments) => return demo::run(arguments),
         Command::Drops(arguments) => drops::run(&arguments),
@@ -120,6 +124,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Join(arguments) => command::join::run(arguments),
         Command::Gateway(command) => command::gateway::run(command),
         Command::Routeagent(command) => command::routeagent::run(command),
+        Command::Routes(arguments) => command::routes::run(&arguments),
         Command::Leave(arguments) => command::leave::run(&arguments),
         Command::Site(command) => command::site::run(command),
         Command::Node(command) => command::node::run(command),

@@ -7,6 +7,7 @@
 //! which stores there are, and a `visitor` talks to the brokers of each.
 
 mod cache_file;
+mod cached;
 mod conversation;
 mod driver;
 mod keeper;
@@ -34,6 +35,7 @@ use keeper::Start;
 use register::Register;
 
 pub use crate::stores::StoreName;
+pub use cached::{Cached, cached};
 pub use refused::{Cause, Item, Refused};
 pub use view::{BrokerState, Peer, Problem, ReflectorSession, StoreView, View};
 

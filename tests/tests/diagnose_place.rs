@@ -78,7 +78,10 @@ fn region_and_zone_of_the_cloud_are_shown_wherever_a_site_is() {
     assert_eq!(far.status().unwrap()["region"], "", "nobody said");
 
     let runtime = near.runtime.to_str().unwrap();
-    let page = ask(&near.namespace, &["status", "--runtime-dir", runtime]);
+    let page = ask(
+        &near.namespace,
+        &["status", "--wait", "--runtime-dir", runtime],
+    );
     assert!(page.contains("europe-west3, europe-west3-a"), "{page}");
     let state = near.state.to_str().unwrap();
     let list = |words: &[&str]| {

@@ -82,7 +82,8 @@ pub fn interfaces() -> io::Result<BTreeMap<u32, Interface>> {
     Ok(found)
 }
 
-fn dump(kind: u16, head: usize, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+/// Asks for all of a kind with an empty head of this length.
+pub fn dump(kind: u16, head: usize, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let fd = route_socket(SockFlag::empty(), 0)?;
     let mut asked = message(kind, &vec![0; head]);
     let flags = libc::NLM_F_REQUEST as u16 | libc::NLM_F_DUMP as u16;

@@ -1,0 +1,164 @@
+//! Rules of other programs that would swallow, change or lead astray what belongs to the mesh.
+
+use ip_network::IpNetwork;
+use node::netlink::interfaces::interfaces;
+use proto::prefix::overlap;
+use routeagent::inspect::{
+    Accept, Judged, Listening, Ruleset, Situation, Topic, judge, private_networks,
+};
+
+use super::check::{Check, Group, Sheet};
+use super::host::Privileges;
+use super::known::Known;
+
+const TUN: &str = "causeway0";
+const VXLAN_DEVICE: &str = "causeway-vx";
+const LISTEN: u16 = 51820;
+
+pub(super) fn checks(known: &Known, privileges: &Privileges) -> Vec<Check> {
+    let mut sheet = Sheet::new(Group::Firewall);
+    if !privileges.is_admin {
+        sheet.skipped(
+            "firewall",
+            "firewall rules are shown to root alone; use sudo",
+        );
+        return sheet.done();
+    }
+    let ruleset = match Ruleset::read() {
+        Ok(ruleset) => ruleset,
+        Err(error) => {
+            sheet.skipped(
+                "firewall",
+                format!("the firewall's rules cannot be read: {error}"),
+            );
+            return sheet.done();
+        }
+    };
+    if let Some(why) = &ruleset.unread {
+        sheet.skipped(
+            "firewall",
+            format!("not all of the firewall's rules could be read: {why}"),
+        );
+    }
+    let found = judge(&ruleset, &situation(known));
+    for topic in [
+        Topic::Leftover,
+        Topic::SourceChange,
+        Topic::Forward,
+        Topic::Input,
+    ] {
+        report(&mut sheet, topic, &found);
+    }
+    sheet.done()
+}
+
+fn report(sheet: &mut Sheet, topic: Topic, found: &[Judged]) {
+    let (name, good) = match topic {
+        Topic::Leftover => (
+            "leftover-translations",
+            "no rule translates private addresses of other sites",
+        ),
+        Topic::SourceChange => (
+            "masquerade",
+            "no rule changes the source of mesh packets before it is kept",
+        ),
+        Topic::Forward => (
+            "forward-rules",
+            "no rule drops forwarded packets of the mesh",
+        ),
+        Topic::Input => ("input-rules", "no rule drops what daemons must receive"),
+    };
+    let mut is_any = false;
+    for judged in found.iter().filter(|judged| judged.topic == topic) {
+        is_any = true;
+        if judged.finding.certain || topic == Topic::Leftover {
+            sheet.failed(name, judged.what.clone(), judged.next.clone());
+        } else {
+            sheet.warning(name, judged.what.clone(), judged.next.clone());
+        }
+    }
+    if !is_any {
+        sheet.passed(name, good);
+    }
+}
+
+fn situation(known: &Known) -> Situation {
+    let local = known.own_prefixes();
+    let forwards = known.may_forward();
+    let remote: Vec<IpNetwork> = known.remote_prefixes().iter().map(|held| held.0).collect();
+    let is_known = !remote.is_empty();
+    let tun = known.gateway.as_ref().map_or(TUN, |told| &told.tun);
+    let mesh_devices = match &known.agent {
+        Some(told) if told.mode.used == "direct" => inner_devices(known, &local),
+        Some(_) => vec![VXLAN_DEVICE.to_owned()],
+        None => vec![tun.to_owned()],
+    };
+    Situation {
+        remote: if is_known { remote } else { elsewhere(&local) },
+        inner_devices: inner_devices(known, &local),
+        listening: listening(known, &local),
+        local,
+        mesh_devices,
+        forwards,
+    }
+}
+
+/// Private networks that are not ours: where nothing is known, other sites may be there.
+fn elsewhere(local: &[IpNetwork]) -> Vec<IpNetwork> {
+    let own = interfaces().unwrap_or_default();
+    let own: Vec<_> = own.into_values().flat_map(|one| one.addresses).collect();
+    let is_ours = |network: &IpNetwork| {
+        local.iter().any(|prefix| overlap(*prefix, *network))
+            || own.iter().any(|address| network.contains(*address))
+    };
+    let all = private_networks().into_iter();
+    all.filter(|network| !is_ours(network)).collect()
+}
+
+/// Where this site's own network is.
+fn inner_devices(known: &Known, local: &[IpNetwork]) -> Vec<String> {
+    let lan = known.lan_address();
+    let all = interfaces().unwrap_or_default().into_values();
+    let here = all.filter(|interface| {
+        let mut addresses = interface.addresses.iter();
+        addresses.any(|address| match lan {
+            Some(lan) => lan == *address,
+            None => local.iter().any(|prefix| prefix.contains(*address)),
+        })
+    });
+    let names = here.map(|interface| interface.name);
+    names
+        .filter(|name| name != TUN && name != VXLAN_DEVICE)
+        .collect()
+}
+
+fn listening(known: &Known, local: &[IpNetwork]) -> Vec<Listening> {
+    let one = |what: &str, accept, from: &[IpNetwork]| Listening {
+        what: what.to_owned(),
+        accept,
+        from: from.to_vec(),
+    };
+    let mut all = Vec::new();
+    if known.may_forward() {
+        let port = known
+            .gateway
+            .as_ref()
+            .map_or(LISTEN, |told| told.listen_port);
+        all.push(one("outer datagrams of tunnels", Accept::Udp(port), &[]));
+        all.push(one("hellos of agents", Accept::Udp(7802), local));
+        all.push(one(
+            "agents on their way to brokers",
+            Accept::Tcp(7802),
+            local,
+        ));
+    }
+    let uses_vxlan = |told: &super::known::Told| told.mode.used == "vxlan";
+    if known.agent.as_ref().is_none_or(uses_vxlan) {
+        all.push(one(
+            "VXLAN between agents and gateways",
+            Accept::Udp(7803),
+            local,
+        ));
+    }
+    all
+}
