@@ -359,14 +359,13 @@ impl Daemon {
             self.health.poll_timeout(),
             self.hellos.due(),
             self.mode.due(),
+            self.place.due(),
             publish,
             look,
             proven,
         ];
         let all = all.into_iter().flatten();
-        all.chain([self.place.due(), self.round])
-            .min()
-            .unwrap_or(self.round)
+        all.chain([self.round]).min().unwrap_or(self.round)
     }
 
     fn handle_timeout(&mut self) {

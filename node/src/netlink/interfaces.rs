@@ -19,9 +19,11 @@ const IFA_FLAGS: u16 = 8;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_VIA: u16 = 18;
-/// Not (or not yet) to be used, or not for long.
-const UNSTEADY: u32 =
-    libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED | libc::IFA_F_DEPRECATED | libc::IFA_F_TEMPORARY;
+/// Not (or not yet) to be used.
+const UNUSABLE: u32 = libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED;
+/// Not for long, or beside another of the same network: the kernel has one bit for temporary ones of
+/// IPv6 and secondary ones of IPv4.
+const UNSTEADY: u32 = libc::IFA_F_DEPRECATED | libc::IFA_F_TEMPORARY;
 /// Nothing that is asked for here is as long; it bounds what is read if the kernel never ends.
 const MAX_READS: usize = 4096;
 
@@ -36,7 +38,8 @@ pub struct Interface {
     /// Whether a default route leaves by it.
     pub has_default: bool,
     pub addresses: Vec<IpAddr>,
-    /// How many bits of each the neighbours on the same segment share.
+    /// How many bits of each the neighbours on the same segment share; of those that do not last
+    /// as well.
     pub lengths: BTreeMap<IpAddr, u8>,
 }
 
@@ -58,11 +61,14 @@ pub fn interfaces() -> io::Result<BTreeMap<u32, Interface>> {
         }
     })?;
     dump(libc::RTM_GETADDR, 8, |body| {
-        if let Some((index, address, length)) = address(body)
-            && let Some(interface) = found.get_mut(&index)
+        if let Some(found_address) = address(body)
+            && let Some(interface) = found.get_mut(&found_address.index)
         {
-            interface.addresses.push(address);
-            interface.lengths.insert(address, length);
+            let Address { ip, length, .. } = found_address;
+            interface.lengths.insert(ip, length);
+            if found_address.lasts {
+                interface.addresses.push(ip);
+            }
         }
     })?;
     let (mut routers, mut defaults) = (BTreeSet::new(), BTreeSet::new());
@@ -127,21 +133,35 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
 }
 
-fn address(body: &[u8]) -> Option<(u32, IpAddr, u8)> {
+#[derive(Debug, PartialEq, Eq)]
+struct Address {
+    index: u32,
+    ip: IpAddr,
+    length: u8,
+    lasts: bool,
+}
+
+fn address(body: &[u8]) -> Option<Address> {
     let attributes = body.get(8..)?;
     let short = u32::from(*body.get(2)?);
     let flags = attribute(attributes, IFA_FLAGS).and_then(|flags| u32_at(flags, 0));
-    if flags.unwrap_or(short) & UNSTEADY != 0 {
+    let flags = flags.unwrap_or(short);
+    if flags & UNUSABLE != 0 {
         return None;
     }
     // On a point-to-point interface the other end's is the first, ours the second.
     let bytes = attribute(attributes, IFA_LOCAL).or(attribute(attributes, IFA_ADDRESS))?;
-    let address = match bytes.len() {
+    let ip = match bytes.len() {
         4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
         16 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
         _ => return None,
     };
-    Some((u32_at(body, 4)?, address, *body.get(1)?))
+    Some(Address {
+        index: u32_at(body, 4)?,
+        ip,
+        length: *body.get(1)?,
+        lasts: flags & UNSTEADY == 0,
+    })
 }
 
 /// The interface of a route by a router, and whether it leads everywhere.

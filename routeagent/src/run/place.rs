@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use node::addresses::{Prefixes, lan_addresses, usable_addresses};
+use node::addresses::{Prefixes, lan_addresses};
 use node::follow::View;
 use node::netlink::interfaces::{Interface, interfaces};
 use node::status::Problem;
@@ -75,9 +75,14 @@ impl Place {
         all.any(|one| one.is_near(*own, other))
     }
 
+    /// Whether there is anything to ask from.
+    pub(super) fn has_own(&self) -> bool {
+        self.own().is_some_and(|own| self.is_own(own))
+    }
+
     pub(super) fn is_own(&self, address: IpAddr) -> bool {
         let mut all = self.interfaces.values();
-        all.any(|one| one.addresses.contains(&address))
+        all.any(|one| one.lengths.contains_key(&address))
     }
 
     pub(super) fn handle_prefixes(&mut self, view: &View) -> bool {
@@ -90,8 +95,9 @@ impl Place {
         self.next = self.next.min(now.max(self.last + APART));
     }
 
-    pub(super) const fn due(&self) -> Duration {
-        self.next
+    /// `None` while a look is under way.
+    pub(super) fn due(&self) -> Option<Duration> {
+        (!self.is_looking).then_some(self.next)
     }
 
     pub(super) fn handle_timeout(&mut self, now: Duration) {
@@ -161,11 +167,11 @@ impl Place {
     /// Several addresses that would have done.
     pub(super) fn remark(&self) -> Option<Problem> {
         let own = self.own().filter(|_| self.given.is_none())?;
-        let others = usable_addresses(&self.interfaces).into_iter();
-        let others = others.filter(|one| {
-            *one != own && one.is_ipv4() == own.is_ipv4() && self.prefixes.is_own(*one)
+        let all = self.interfaces.values().flat_map(|one| one.lengths.keys());
+        let others = all.filter(|one| {
+            **one != own && one.is_ipv4() == own.is_ipv4() && self.prefixes.is_own(**one)
         });
-        let others: Vec<String> = others.map(|one| one.to_string()).collect();
+        let others: Vec<String> = others.map(IpAddr::to_string).collect();
         (!others.is_empty()).then(|| {
             Problem::new(
                 format!(

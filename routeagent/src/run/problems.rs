@@ -33,6 +33,7 @@ impl Daemon {
 
     fn socket_problems(&self) -> Vec<Problem> {
         let failed = self.hellos.failed().iter();
+        let failed = failed.filter(|(address, _)| self.place.is_own(*address));
         let problems = failed.map(|(address, error)| {
             if error.kind() == io::ErrorKind::AddrInUse {
                 return Problem::new(
@@ -90,7 +91,8 @@ impl Daemon {
         let choice = &self.choice;
         let all = choice.gateways.values();
         let silent: Vec<&GatewayHealth> = all.filter(|one| !is_alive(one)).collect();
-        if silent.is_empty() || !self.hellos.failed().is_empty() {
+        let is_mute = !self.hellos.failed().is_empty() || !self.place.has_own();
+        if silent.is_empty() || is_mute {
             return Vec::new();
         }
         let named: Vec<String> = silent.iter().map(|one| sentence(one)).collect();
