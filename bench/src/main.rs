@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agents;
 mod bars;
 mod broker;
 mod chart;
@@ -45,6 +46,8 @@ enum What {
     Link(link::Options),
     /// A gateway with a thousand remote ones: the speed of its busy link, memory, CPU at rest
     Mesh(mesh::Options),
+    /// A gateway with five hundred agents: CPU of their hellos
+    Agents(agents::Options),
 }
 
 fn main() -> Result<()> {
@@ -55,5 +58,6 @@ fn main() -> Result<()> {
         What::Broker(options) => broker::run(&options),
         What::Link(options) => link::run(&options),
         What::Mesh(options) => mesh::run(&options),
+        What::Agents(options) => agents::run(&options),
     }
 }

@@ -249,6 +249,8 @@ fn signatures_and_hashes_under_each_domain_are_as_they_were() {
         ("record", Domain::Record),
         ("session", Domain::Session),
         ("meeting", Domain::Meeting),
+        ("lan-tag", Domain::LanTag),
+        ("lan-probe", Domain::LanProbe),
         ("verified", Domain::Verified),
     ];
     let mut made = vec![("public".to_owned(), public(1).as_bytes().to_vec())];

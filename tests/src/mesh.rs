@@ -10,6 +10,7 @@
 //! their own to the internet, which would carry what they let out in clear to the watch.
 
 mod agent;
+mod askers;
 mod crowd;
 mod daemon;
 mod gateway;
@@ -20,6 +21,7 @@ mod transfers;
 mod watch;
 
 pub use agent::AgentNode;
+pub use askers::Askers;
 pub use crowd::Crowd;
 pub use daemon::{Daemon, Role, Start};
 pub use gateway::GatewayNode;

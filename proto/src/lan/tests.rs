@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::key::SigningKey;
 
@@ -172,4 +174,39 @@ fn probe_addresses_are_of_no_network_and_differ_by_way() {
     let like = "fd00::1".parse().unwrap();
     let v6 = probe_address(&identity(1), ProbeBy::Direct, like);
     assert_eq!(v6, IpAddr::from(all[0].1));
+}
+
+proptest! {
+    /// Whoever has the key may write anything: it is read as something bounded, or refused, and
+    /// what was read is written so that it reads the same.
+    #[test]
+    fn no_content_under_a_true_mac_does_harm(
+        kind in ASK..=PROBE_ANSWER,
+        content in proptest::collection::vec(any::<u8>(), 0..MAX_DATAGRAM),
+        short in proptest::collection::vec(0_u8..3, 0..120),
+    ) {
+        for content in [content, short] {
+            let mut datagram = vec![kind, VERSION];
+            datagram.extend_from_slice(&[7; 8]);
+            datagram.extend_from_slice(&content);
+            datagram.truncate(MAX_DATAGRAM - MAC);
+            let mac = key(9).mac(&datagram);
+            datagram.extend_from_slice(&mac);
+            if let Ok(message) = Message::open(&datagram, &key(9)) {
+                if let Message::Sites(sites) = &message {
+                    prop_assert!(sites.part < sites.of && usize::from(sites.of) <= MAX_PARTS);
+                    prop_assert!(sites.sites.len() <= PART_SITES);
+                }
+                let again = message.seal([7; 8], &key(9));
+                prop_assert!(again.len() <= MAX_DATAGRAM);
+                prop_assert_eq!(Message::open(&again, &key(9)), Ok(message));
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1300)) {
+        let _ = sender_of(&bytes);
+        prop_assert!(Message::open(&bytes, &key(9)).is_err());
+    }
 }

@@ -206,6 +206,10 @@ impl Actor {
         self.member(NodeState::Present(presence(zone)))
     }
 
+    pub const fn mesh(&self) -> MeshId {
+        self.mesh
+    }
+
     pub fn withdrawal(&mut self) -> Vec<u8> {
         self.member(NodeState::Withdrawn)
     }
