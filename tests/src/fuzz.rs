@@ -2,6 +2,7 @@
 
 mod config;
 mod fit;
+mod lan;
 mod trust;
 mod udp;
 mod wire;
@@ -15,6 +16,7 @@ use gateway::packet::vnet::VnetHeader;
 
 pub use config::config_socket;
 pub use fit::fitted;
+pub use lan::lan;
 pub use trust::{entry, ledger, ledger_text, member, record, token};
 pub use udp::udp_input;
 pub use wire::{answer, call, frame_reader, hello, reflector, relay};

@@ -68,6 +68,11 @@ fn a_hello_is_what_its_bytes_begin_with() {
 }
 
 #[test]
+fn agents_and_gateways_bear_whoever_lies_to_them() {
+    replay("lan", tests::fuzz::lan);
+}
+
+#[test]
 fn ledgers_with_the_same_entries_agree_in_whatever_order_they_came() {
     replay("ledger", tests::fuzz::ledger);
 }
