@@ -292,7 +292,7 @@ impl Scene {
     fn check(&self) {
         let choice = self.health.choice();
         assert!(choice.sites.len() <= MAX_PARTS * PART_SITES);
-        for (_, site) in &choice.sites {
+        for site in choice.sites.values() {
             assert!(!site.by.is_empty() && site.mtu.is_some_and(|mtu| mtu >= 576));
         }
         let gateway = &choice.gateways[&self.gateway.0];
@@ -308,7 +308,7 @@ fn sites(count: usize) -> Vec<Site> {
     let site = |number: usize| Site {
         hash: (number as u64).to_be_bytes(),
         mtu: number as u16,
-        by_sibling: number % 3 == 0,
+        by_sibling: number.is_multiple_of(3),
     };
     (0..count).map(site).collect()
 }
