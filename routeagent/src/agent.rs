@@ -22,6 +22,7 @@ use crate::sysctl::Memory;
 use see::Seen;
 
 mod checks;
+mod filters;
 mod mend;
 mod see;
 
@@ -169,6 +170,7 @@ struct Agent {
     others: Option<(Instant, Vec<Problem>)>,
     events: Events,
     nft: Result<Nft, io::Error>,
+    filters: filters::Filters,
     memory: io::Result<Memory>,
     /// When repairs were made, the latest last.
     repairs: VecDeque<Instant>,
@@ -213,6 +215,7 @@ impl Agent {
             handle,
             events,
             nft: Nft::new(),
+            filters: filters::Filters::default(),
             memory: Memory::open(),
             repairs: VecDeque::new(),
             fresh: true,

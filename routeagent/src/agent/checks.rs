@@ -7,7 +7,6 @@ use ip_network::IpNetwork;
 use super::see::Seen;
 use super::{Agent, tun};
 use crate::facts::{Exit, Facts, Mode, Neighbour};
-use crate::netlink::nft::Nft;
 use crate::netlink::{Refused, route};
 use crate::plan::{self, Ground, overlap, refusal as cut_off};
 use crate::problem::Problem;
@@ -170,7 +169,7 @@ pub(super) fn refusal(refused: &Refused) -> Problem {
 
 impl Agent {
     pub(super) async fn check_others(
-        &self,
+        &mut self,
         facts: &Facts,
         seen: &Seen,
         problems: &mut Vec<Problem>,
@@ -185,7 +184,7 @@ impl Agent {
             Err(refused) => tracing::debug!(%refused, "foreign rules are not judged"),
         }
         match &self.nft {
-            Ok(nft) => match self.check_forward(nft, facts) {
+            Ok(nft) => match self.filters.check(nft, facts, seen, &self.settings) {
                 Ok(found) => problems.extend(found),
                 Err(refused) => problems.push(refusal(&refused)),
             },
@@ -247,29 +246,6 @@ impl Agent {
                     )
                 }));
             }
-        }
-        Ok(problems)
-    }
-
-    /// Opens other programs' chains if that is wanted, and otherwise tells of them.
-    fn check_forward(&self, nft: &Nft, facts: &Facts) -> Result<Vec<Problem>, Refused> {
-        let tun = tun(facts).unwrap_or(VXLAN_DEVICE);
-        let mut problems = vec![];
-        for chain in nft.forward_chains()? {
-            if nft.openings(&chain)?.len() >= 2 {
-                continue;
-            }
-            if self.settings.open_forward {
-                nft.open(&chain, tun)?;
-                tracing::info!(%chain, "accept rules inserted");
-                continue;
-            }
-            problems.push(Problem::new(
-                format!("the nft chain {chain} drops forwarded packets that its rules do not accept; mesh traffic may be among them"),
-                format!(
-                    "start with --open-forward, or: nft insert rule {chain} iifname {tun} accept; nft insert rule {chain} oifname {tun} accept"
-                ),
-            ).that_stops_traffic());
         }
         Ok(problems)
     }

@@ -53,7 +53,7 @@ impl Seen {
             .map(|(name, _)| name)
     }
 
-    fn devices(&self, facts: &Facts) -> Devices {
+    pub(super) fn devices(&self, facts: &Facts) -> Devices {
         let is_inner = |address| {
             facts.lan.contains(&address)
                 || facts.local.iter().any(|prefix| prefix.contains(address))

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ip_network::IpNetwork;
 
-use super::{Accept, Finding, Packets, Ruleset, State, walk};
+use super::{Accept, Finding, Packets, Program, Ruleset, State, walk};
 use crate::guard::{BEFORE_SRCNAT, Hook};
 use crate::wanted::Family;
 
@@ -206,8 +206,15 @@ fn forward_words(finding: &Finding) -> String {
     let may = if finding.certain { "drops" } else { "may drop" };
     if rule.remove.is_none() {
         return format!(
-            "the chain {} {} {} {may} forwarded packets of the mesh: its policy is drop and no rule of it accepts them",
-            rule.family, rule.table, rule.chain
+            "the {} chain {} {} {} {may} forwarded packets of the mesh: its policy is drop, and no rule of it accepts them for certain",
+            if rule.program == Program::LegacyIptables {
+                "old iptables"
+            } else {
+                "nft"
+            },
+            rule.family,
+            rule.table,
+            rule.chain
         );
     }
     format!("a rule {may} forwarded packets of the mesh: {rule}")

@@ -30,6 +30,7 @@ const ADDR_GEN_NONE: u8 = 1;
 const VXLAN_ID: u16 = 1;
 const VXLAN_LOCAL: u16 = 4;
 const VXLAN_LEARNING: u16 = 7;
+const VXLAN_PORT_RANGE: u16 = 10;
 const VXLAN_PORT: u16 = 15;
 const VXLAN_LOCAL6: u16 = 17;
 const NDA_DST: u16 = 1;
@@ -134,9 +135,18 @@ pub(crate) fn make(raw: &Requests, vxlan: &Vxlan) -> Result<(), Refused> {
                         .address(local, vxlan.local)
                         .byte(VXLAN_LEARNING, 0)
                         .port(VXLAN_PORT, vxlan.port)
+                        .bytes(VXLAN_PORT_RANGE, &own_port(vxlan.port))
                 })
         });
     raw.change(what, message, NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// What is sent comes from the port to which the others send: then a host firewall that lets answers
+/// in takes theirs for such. The end of the range is not of it.
+fn own_port(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    let [end_high, end_low] = port.saturating_add(1).to_be_bytes();
+    [high, low, end_high, end_low]
 }
 
 /// What may be put right without making the interface anew.

@@ -1,0 +1,165 @@
+//! Other programs' packet filters: what of them is in the way is told, and opened if that is wanted.
+
+use std::time::{Duration, Instant};
+
+use netlink_packet_netfilter::NetfilterProtoFamily;
+
+use super::see::Seen;
+use super::tun;
+use crate::facts::{Exit, Facts, Mode};
+use crate::inspect::{Accept, Judged, Listening, Program, Ruleset, Situation, Topic, judge};
+use crate::netlink::Refused;
+use crate::netlink::nft::{ForwardChain, Nft};
+use crate::problem::Problem;
+use crate::settings::{Settings, VXLAN_DEVICE};
+
+/// A host with very many rules is asked so seldom that it costs it a hundredth of a core at most.
+const SHARE: u32 = 100;
+
+#[derive(Debug, Default)]
+pub(super) struct Filters {
+    /// What was judged for which situation, when, and how long it took.
+    last: Option<(Situation, Instant, Duration, Vec<Judged>)>,
+}
+
+impl Filters {
+    pub(super) fn check(
+        &mut self,
+        nft: &Nft,
+        facts: &Facts,
+        seen: &Seen,
+        settings: &Settings,
+    ) -> Result<Vec<Problem>, Refused> {
+        let situation = situation(facts, seen);
+        let opens = settings.open_forward.then(|| tun(facts)).flatten();
+        if let Some(tun) = opens {
+            for chain in nft.forward_chains()? {
+                open(nft, &chain, tun)?;
+            }
+        }
+        let mut judged = self.judged(&situation);
+        if let Some(tun) = opens {
+            let mut chains: Vec<ForwardChain> = judged.iter().filter_map(chain).collect();
+            chains.dedup();
+            for chain in &chains {
+                if open(nft, chain, tun)? {
+                    self.last = None;
+                }
+            }
+            judged = self.judged(&situation);
+        }
+        Ok(judged.iter().filter_map(problem).collect())
+    }
+
+    fn judged(&mut self, situation: &Situation) -> Vec<Judged> {
+        if let Some((of, when, took, judged)) = &self.last
+            && of == situation
+            && when.elapsed() < *took * SHARE
+        {
+            return judged.clone();
+        }
+        let begin = Instant::now();
+        let judged = match Ruleset::read() {
+            Ok(ruleset) => judge(&ruleset, situation),
+            Err(error) => {
+                tracing::debug!(%error, "other programs' rules are not judged");
+                vec![]
+            }
+        };
+        let last = (situation.clone(), begin, begin.elapsed(), judged.clone());
+        self.last = Some(last);
+        judged
+    }
+}
+
+/// Whether it was closed until now.
+fn open(nft: &Nft, chain: &ForwardChain, tun: &str) -> Result<bool, Refused> {
+    if nft.openings(chain)?.len() >= 2 {
+        return Ok(false);
+    }
+    nft.open(chain, tun)?;
+    tracing::info!(%chain, "accept rules inserted");
+    Ok(true)
+}
+
+/// Where a rule of nf_tables that drops what is forwarded can be forestalled.
+fn chain(judged: &Judged) -> Option<ForwardChain> {
+    let rule = &judged.finding.rule;
+    let is_of_nft = rule.program != Program::LegacyIptables;
+    let family = match rule.family {
+        "inet" => NetfilterProtoFamily::Inet,
+        "ip" => NetfilterProtoFamily::IPv4,
+        "ip6" => NetfilterProtoFamily::IPv6,
+        _ => return None,
+    };
+    (judged.topic == Topic::Forward && is_of_nft).then(|| ForwardChain {
+        family,
+        table: rule.table.clone(),
+        chain: rule.base_chain.clone(),
+    })
+}
+
+/// What only may be in the way is for who asks: `causeway diagnose`. But a chain that drops by
+/// policy is told of if nothing accepts for certain.
+fn problem(judged: &Judged) -> Option<Problem> {
+    let is_policy = judged.finding.rule.remove.is_none();
+    let certain = judged.finding.certain;
+    let problem = Problem::new(&judged.what, &judged.next);
+    match judged.topic {
+        Topic::Leftover => Some(problem.that_stops_traffic()),
+        Topic::SourceChange | Topic::Input => certain.then_some(problem),
+        Topic::Forward if certain => Some(problem.that_stops_traffic()),
+        Topic::Forward => is_policy.then_some(problem),
+    }
+}
+
+fn situation(facts: &Facts, seen: &Seen) -> Situation {
+    let devices = seen.devices(facts);
+    let mut inner: Vec<String> = devices.inner.into_keys().collect();
+    let mut situation = Situation {
+        remote: facts.prefixes.keys().copied().collect(),
+        local: facts.local.clone(),
+        ..Situation::default()
+    };
+    match &facts.exit {
+        Exit::Tunnel(tunnel) => {
+            let from = |from: bool| if from { facts.local.clone() } else { vec![] };
+            let mut listening = vec![
+                (
+                    Accept::Udp(tunnel.listen_port),
+                    false,
+                    "the tunnels of other gateways",
+                ),
+                (Accept::Udp(proto::lan::PORT), true, "this site's agents"),
+                (
+                    Accept::Tcp(proto::splice::PORT),
+                    true,
+                    "nodes on their way to the broker",
+                ),
+            ];
+            if !tunnel.agents.is_empty() {
+                inner.push(VXLAN_DEVICE.to_owned());
+                let port = Accept::Udp(tunnel.vxlan.port);
+                listening.push((port, true, "VXLAN of this site's agents"));
+            }
+            let listening = listening.into_iter();
+            situation.listening = listening
+                .map(|(accept, is_local, what)| Listening {
+                    what: what.to_owned(),
+                    accept,
+                    from: from(is_local),
+                })
+                .collect();
+            situation.mesh_devices = vec![tunnel.tun.clone()];
+            situation.forwards = true;
+        }
+        Exit::Gateways(gateways) => {
+            situation.mesh_devices = match gateways.mode {
+                Mode::Vxlan => vec![VXLAN_DEVICE.to_owned()],
+                Mode::Direct => inner.clone(),
+            };
+        }
+    }
+    situation.inner_devices = inner;
+    situation
+}
