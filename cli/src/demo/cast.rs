@@ -7,7 +7,7 @@
 //! ```
 //! Where there is a NAT, its router stands on the LAN, and the gateways know no other way out.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Context as _;
 
@@ -141,23 +141,6 @@ impl Cast {
             gateway.sysctl("net/ipv4/ip_forward", "0")?;
         }
         Ok(done)
-    }
-
-    /// Until their agents do it: workers send all that is private to a gateway.
-    pub(super) fn set_routes(&self) -> anyhow::Result<()> {
-        let mesh = [
-            (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8),
-            (IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0)), 16),
-        ];
-        for (machine, namespace) in &self.places {
-            if machine.role == Role::Worker {
-                let gateway = machine.site.machine(Role::Gateway, 1);
-                for (to, via) in mesh.into_iter().zip(gateway.addresses()) {
-                    self.lab.route(namespace, to, via)?;
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 const PAYLOAD: &[u8] = b"causeway demo";
+/// With a first answer; one that comes later is not waited for.
+const PATIENCE: Duration = Duration::from_millis(200);
 /// Of a running ping.
 const INTERVAL: Duration = Duration::from_millis(10);
 
@@ -71,25 +73,15 @@ fn is_silence(error: &io::Error) -> bool {
 
 /// How long the quicker of two took; `None` if there was no answer within `limit`.
 pub(super) fn ping(to: IpAddr, limit: Duration) -> Option<Duration> {
+    // The first may find no way yet, or wait for a neighbour.
+    first(to, limit)?;
     let echo = Echo::to(to).ok()?;
-    let mut best = None;
-    let begun = Instant::now();
-    let mut number = 0;
-    while begun.elapsed() < limit && number < 100 {
-        number += 1;
+    let mut best: Option<Duration> = None;
+    for number in 1..=2 {
         let sent = Instant::now();
-        // The first may find no way yet, or wait for a neighbour.
-        let wait = sent + Duration::from_millis(200);
         let _ = echo.send(number);
-        match echo.receive(wait) {
-            Ok(Some(of)) if of == number => {
-                let took = sent.elapsed();
-                if best.is_some() {
-                    return best.map(|best: Duration| best.min(took));
-                }
-                best = Some(took);
-            }
-            Ok(_) | Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        if let Ok(Some(_)) = echo.receive(sent + Duration::from_secs(1)) {
+            best = best.into_iter().chain([sent.elapsed()]).min();
         }
     }
     best
@@ -97,13 +89,15 @@ pub(super) fn ping(to: IpAddr, limit: Duration) -> Option<Duration> {
 
 /// Until there is one answer; how long that took.
 pub(super) fn first(to: IpAddr, limit: Duration) -> Option<Duration> {
-    let echo = Echo::to(to).ok()?;
     let begun = Instant::now();
     let mut number = 0_u16;
     while begun.elapsed() < limit {
         number = number.wrapping_add(1);
-        let _ = echo.send(number);
-        if let Ok(Some(_)) = echo.receive(Instant::now() + Duration::from_millis(20)) {
+        // Where there is no route yet, not even this can be had.
+        if let Ok(echo) = Echo::to(to)
+            && echo.send(number).is_ok()
+            && let Ok(Some(_)) = echo.receive(Instant::now() + PATIENCE)
+        {
             return Some(begun.elapsed());
         }
         std::thread::sleep(Duration::from_millis(5));

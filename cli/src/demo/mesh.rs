@@ -148,32 +148,35 @@ impl Mesh<'_> {
         Ok(String::from_utf8_lossy(&told.stdout).into_owned())
     }
 
-    pub(super) fn status(&self, machine: Machine) -> anyhow::Result<Status> {
-        let words = ["status", "--json", "--wait"];
-        let text = run(self.cast.place(machine)?, &machine.name(), &words, "")?;
-        serde_json::from_str(&text).context("the status cannot be read")
+    /// The end of what its daemon logged.
+    pub(super) fn log_of(&self, machine: Machine) -> String {
+        log_of(&machine.name())
     }
 
-    /// Until each gateway has a link that is up to each other.
-    pub(super) fn wait_for_links(&self) -> anyhow::Result<usize> {
-        let gateways: Vec<Machine> = plan::machines()
-            .filter(|machine| machine.role == Role::Gateway)
-            .collect();
-        let mut links = 0;
-        for gateway in &gateways {
-            self.wait(&gateway.name(), || {
-                let up = self.status(*gateway).map_or(0, |status| {
-                    status
-                        .links
-                        .iter()
-                        .filter(|link| link.state == "up")
-                        .count()
-                });
-                up + 1 == gateways.len()
+    /// Of a gateway, once it is ready.
+    pub(super) fn status(&self, gateway: Machine) -> anyhow::Result<Status> {
+        serde_json::from_str(&self.ask(gateway)?).context("the status cannot be read")
+    }
+
+    fn ask(&self, machine: Machine) -> anyhow::Result<String> {
+        let words = ["status", "--json", "--wait"];
+        run(self.cast.place(machine)?, &machine.name(), &words, "")
+    }
+
+    /// Until each gateway has a link that is up to each other, and each worker is ready; how many links.
+    pub(super) fn wait_until_whole(&self) -> anyhow::Result<usize> {
+        let gateways = plan::machines().filter(|machine| machine.role == Role::Gateway);
+        let gateways = gateways.count();
+        for machine in plan::machines() {
+            self.wait(&machine.name(), || match machine.role {
+                Role::Gateway => self.status(machine).is_ok_and(|status| {
+                    let up = status.links.iter().filter(|link| link.state == "up");
+                    up.count() + 1 == gateways
+                }),
+                Role::Worker => self.ask(machine).is_ok(),
             })?;
-            links += gateways.len() - 1;
         }
-        Ok(links / 2)
+        Ok(gateways * (gateways - 1) / 2)
     }
 
     fn spawn(&self, at: &Namespace, name: &str, words: &[&str]) -> anyhow::Result<()> {
@@ -223,6 +226,8 @@ fn causeway(name: &str, words: &[&str]) -> Command {
     command
         .args(words)
         .envs(Home::of(name).variables())
+        // None of these clouds is one.
+        .env("CAUSEWAY_METADATA", "off")
         .current_dir("/");
     command
 }

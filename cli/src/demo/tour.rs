@@ -121,22 +121,25 @@ impl Tour<'_> {
             in_parallel(vec![1, 2], |number| {
                 let machine = site.machine(role, number);
                 self.mesh.join(machine, &token)?;
-                match role {
-                    Role::Gateway => self.mesh.start(machine),
-                    Role::Worker => Ok(()),
-                }
+                self.mesh.start(machine)
             })
         })?;
-        self.cast.set_routes()?;
         let [from, to] = [SITES[0], SITES[2]].map(|site| site.machine(Role::Worker, 1));
         let answered = self
             .cast
             .place(from)?
             .within(|| echo::first(to.v4().into(), PATIENCE))?;
-        answered.with_context(|| format!("{} does not reach {}", from.name(), to.name()))?;
+        answered.with_context(|| {
+            format!(
+                "{} does not reach {}:\n{}",
+                from.name(),
+                to.name(),
+                self.mesh.log_of(from)
+            )
+        })?;
         let took = begun.elapsed();
         figures.token_to_first_ping_ms = millis(took);
-        figures.links = self.mesh.wait_for_links()?;
+        figures.links = self.mesh.wait_until_whole()?;
         self.story.say(&format!(
             "Three sites have joined, and all {} links between their gateways are up. The first ping from\na worker to another site's was answered {:.1} s after the first token was asked for.",
             figures.links,
@@ -239,9 +242,7 @@ impl Tour<'_> {
                 );
             }
         }
-        // Until workers have agents, the other one is their only way.
-        std::thread::sleep(BEFORE);
-        let gateway = from.machine(Role::Gateway, 2);
+        let gateway = self.busiest(from, BEFORE)?;
         self.mesh.kill(gateway)?;
         std::thread::sleep(AFTER);
         ended.store(true, Ordering::Release);
@@ -261,7 +262,7 @@ impl Tour<'_> {
         kill.gap_ms = millis(gap);
         self.mesh.start(gateway)?;
         self.story.say(&format!(
-            "Both workers of {} ping both of {}, a hundred times a second each.\nMeanwhile {}, which carries some of it, is killed (kill -9):",
+            "Both workers of {} ping both of {}, a hundred times a second each.\nMeanwhile {}, which carries most of it, is killed (kill -9):",
             from.name, to.name, gateway.name()
         ));
         self.story.show(&format!(
@@ -269,7 +270,7 @@ impl Tour<'_> {
             kill.pings_sent, kill.pings_answered, kill.gap_ms
         ));
         let begun = Instant::now();
-        self.mesh.wait_for_links()?;
+        self.mesh.wait_until_whole()?;
         self.story.show(&format!(
             "Started again, all its links were up after {:.1} s.",
             begun.elapsed().as_secs_f64()
@@ -278,7 +279,6 @@ impl Tour<'_> {
     }
 
     /// Of the site's gateways, the one that sends most meanwhile.
-    #[expect(dead_code, reason = "used once workers have agents")]
     fn busiest(&self, site: plan::Site, lasts: Duration) -> anyhow::Result<Machine> {
         let gateways = [1, 2].map(|number| site.machine(Role::Gateway, number));
         let sent = || -> anyhow::Result<Vec<u64>> {
@@ -296,11 +296,15 @@ impl Tour<'_> {
     }
 
     fn status(&self) -> anyhow::Result<()> {
-        let seen_by = SITES[1].machine(Role::Gateway, 1);
-        self.story
-            .say(&format!("What {} says of the mesh now:", seen_by.name()));
-        self.story.show("$ causeway status");
-        self.story.show(&self.mesh.status_text(seen_by)?);
+        for seen_by in [
+            SITES[1].machine(Role::Gateway, 1),
+            SITES[0].machine(Role::Worker, 1),
+        ] {
+            self.story
+                .say(&format!("What {} says of the mesh now:", seen_by.name()));
+            self.story.show("$ causeway status");
+            self.story.show(&self.mesh.status_text(seen_by)?);
+        }
         Ok(())
     }
 
