@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
@@ -71,20 +71,21 @@ fn is_silence(error: &io::Error) -> bool {
     .contains(&error.kind())
 }
 
-/// How long the quicker of two took; `None` if there was no answer within `limit`.
+/// How long the quickest of a few took; `None` if there was no answer within `limit`.
 pub(super) fn ping(to: IpAddr, limit: Duration) -> Option<Duration> {
     // The first may find no way yet, or wait for a neighbour.
-    first(to, limit)?;
-    let echo = Echo::to(to).ok()?;
-    let mut best: Option<Duration> = None;
+    let mut best = first(to, limit)?;
+    let Ok(echo) = Echo::to(to) else {
+        return Some(best);
+    };
     for number in 1..=2 {
         let sent = Instant::now();
         let _ = echo.send(number);
-        if let Ok(Some(_)) = echo.receive(sent + Duration::from_secs(1)) {
-            best = best.into_iter().chain([sent.elapsed()]).min();
+        if let Ok(Some(_)) = echo.receive(sent + PATIENCE) {
+            best = best.min(sent.elapsed());
         }
     }
-    best
+    Some(best)
 }
 
 /// Until there is one answer; how long that took.
@@ -114,32 +115,64 @@ pub(super) struct Seen {
     pub(super) gap: Duration,
 }
 
-/// Sends a request each 10 ms until it is told to end, and a last second of waiting for answers.
-pub(super) fn running(to: IpAddr, ended: &AtomicBool) -> io::Result<Seen> {
+/// A ping that goes on, as seen and ended from elsewhere.
+#[derive(Debug)]
+pub(super) struct Watch {
+    begun: Instant,
+    ended: AtomicBool,
+    /// When the last answer came, in milliseconds.
+    last_ms: AtomicU64,
+}
+
+impl Watch {
+    pub(super) fn new() -> Watch {
+        Watch {
+            begun: Instant::now(),
+            ended: AtomicBool::new(false),
+            last_ms: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    /// Since the last answer.
+    pub(super) fn silence(&self) -> Duration {
+        let last = Duration::from_millis(self.last_ms.load(Ordering::Acquire));
+        self.begun.elapsed().saturating_sub(last)
+    }
+
+    fn note(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Ordering::Release);
+    }
+}
+
+/// Sends a request each 10 ms until it is told to end, and waits half a second for the last answers.
+pub(super) fn running(to: IpAddr, watch: &Watch) -> io::Result<Seen> {
     let echo = Echo::to(to)?;
     let mut answered: Vec<bool> = vec![];
     let mut sent: Vec<Instant> = vec![];
     let mut next = Instant::now();
-    while !ended.load(Ordering::Acquire) && sent.len() < usize::from(u16::MAX) {
+    while !watch.ended.load(Ordering::Acquire) && sent.len() < usize::from(u16::MAX) {
         // A way that is gone for a moment is what is measured.
         let _ = echo.send(sent.len() as u16);
         sent.push(Instant::now());
         answered.push(false);
         next += INTERVAL;
-        take(&echo, next, &mut answered)?;
+        take(&echo, next, &mut answered, watch)?;
     }
-    take(
-        &echo,
-        Instant::now() + Duration::from_millis(500),
-        &mut answered,
-    )?;
+    let last = Instant::now() + Duration::from_millis(500);
+    take(&echo, last, &mut answered, watch)?;
     Ok(judge(&sent, &answered))
 }
 
-fn take(echo: &Echo, until: Instant, answered: &mut [bool]) -> io::Result<()> {
+fn take(echo: &Echo, until: Instant, answered: &mut [bool], watch: &Watch) -> io::Result<()> {
     while let Some(number) = echo.receive(until)? {
         if let Some(one) = answered.get_mut(usize::from(number)) {
             *one = true;
+            watch.note();
         }
     }
     Ok(())

@@ -2,14 +2,13 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use serde::Serialize;
 
 use super::cast::Cast;
-use super::echo::{self, Seen};
+use super::echo::{self, Seen, Watch};
 use super::mesh::{Mesh, PATIENCE};
 use super::plan::{self, Machine, Role, SITES};
 use super::story::Story;
@@ -17,7 +16,7 @@ use super::table;
 use super::transfer;
 
 const BEFORE: Duration = Duration::from_millis(700);
-const AFTER: Duration = Duration::from_millis(2500);
+const AFTER: Duration = Duration::from_millis(2000);
 
 /// What was measured.
 #[derive(Debug, Default, Serialize)]
@@ -230,22 +229,23 @@ impl Tour<'_> {
         let [from, to] = [SITES[0], SITES[1]];
         let workers = [1, 2].map(|number| from.machine(Role::Worker, number));
         let targets = [1, 2].map(|number| to.machine(Role::Worker, number));
-        let ended = Arc::new(AtomicBool::new(false));
         let mut pings = vec![];
+        let mut watches = vec![];
         for worker in workers {
             for target in targets {
-                let flag = Arc::clone(&ended);
+                let watch = Arc::new(Watch::new());
+                watches.push(Arc::clone(&watch));
                 pings.push(
                     self.cast
                         .place(worker)?
-                        .keep_within(move || echo::running(target.v4().into(), &flag))?,
+                        .keep_within(move || echo::running(target.v4().into(), &watch))?,
                 );
             }
         }
         let gateway = self.busiest(from, BEFORE)?;
         self.mesh.kill(gateway)?;
-        std::thread::sleep(AFTER);
-        ended.store(true, Ordering::Release);
+        wait_for_answers(&watches);
+        watches.iter().for_each(|watch| watch.end());
         let mut kill = Kill {
             gateway: gateway.name(),
             ..Kill::default()
@@ -317,6 +317,16 @@ impl Tour<'_> {
             figures.tunnelled_gbit_s,
             figures.kill.gap_ms
         ));
+    }
+}
+
+/// Until all that lost their way have had time to find another, and have.
+fn wait_for_answers(watches: &[Arc<Watch>]) {
+    let begun = Instant::now();
+    std::thread::sleep(AFTER);
+    let is_silent = |watch: &Arc<Watch>| watch.silence() > Duration::from_millis(100);
+    while watches.iter().any(is_silent) && begun.elapsed() < PATIENCE / 4 {
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
