@@ -215,13 +215,16 @@ impl Hellos {
 impl Daemon {
     /// A packet out of the TUN for one of our probe addresses.
     pub(super) fn answer_probe(&self, thread: usize, packet: &[u8], now: Duration) {
-        let answer = Probe::parse(packet).and_then(|probe| {
+        // An answer goes nowhere but into our own site, whoever made the question.
+        let probe = Probe::parse(packet);
+        let probe = probe.filter(|probe| roster::is_own(&self.view, probe.from.ip()));
+        let answer = probe.and_then(|probe| {
             let datagram = self.hellos.handle_probe(probe.to, probe.datagram, now)?;
             probe.answer(&datagram)
         });
         if let Some(packet) = answer {
             let packet = packet.into();
-            self.plane.command(Command::ToTun { thread, packet });
+            self.plane.transmit([Command::ToTun { thread, packet }]);
         }
     }
 }

@@ -40,7 +40,7 @@ impl DataThread {
     }
 
     /// A whole packet for this host's kernel.
-    pub(super) fn write_tun(&mut self, packet: &[u8]) {
+    pub(super) fn write_tun(&self, packet: &[u8]) {
         let plain = [0; VnetHeader::LEN];
         // A full TUN loses it as a network would.
         let _lost = self
