@@ -15,6 +15,7 @@ pub(crate) mod routes;
 pub(crate) mod site;
 pub(crate) mod status;
 pub(crate) mod token;
+pub(crate) mod trace;
 
 use std::path::PathBuf;
 

@@ -65,6 +65,8 @@ enum Command {
     Diagnose(command::diagnose::Arguments),
     /// Print what to enter on a router for machines that run no agent.
     Routes(command::routes::Arguments),
+    /// Follow one packet through the decisions of this machine.
+    Trace(command::trace::Arguments),
     /// Say goodbye and delete this node's keys.
     Leave(command::leave::Arguments),
     /// Show and change sites and their prefixes.
@@ -118,6 +120,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ping(arguments) => return command::ping::run(arguments),
         Command::Demo(arguments) => return demo::run(arguments),
         Command::Drops(arguments) => drops::run(&arguments),
+        Command::Trace(arguments) => return command::trace::run(&arguments),
         Command::Cleanup(arguments) => command::cleanup::run(&arguments),
         Command::Broker(command) => command::broker::run(command),
         Command::Token(command) => command::token::run(command),

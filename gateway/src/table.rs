@@ -10,9 +10,10 @@ use proto::key::{Domain, Hash, PublicKey};
 use proto::ledger::{PrefixState, SitePrefix};
 use proto::name::Name;
 
-use crate::data::snapshot::{Carried, Choice, LinkPlace, Mesh, Owner, OwnerId, Sender};
+use crate::data::snapshot::{Carried, Choice, LinkPlace, Mesh, Owner, OwnerId, Sender, Snapshot};
 use crate::drops::DropReason;
 use crate::links::{Carriers, Carry};
+use crate::packet::address;
 
 /// Complete, and free of where links live: that is the plane's to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -124,6 +125,25 @@ fn carried(carry: Option<&Carry>, places: &BTreeMap<PublicKey, LinkPlace>) -> Ca
     }
 }
 
+/// The one of these gateways that carries a packet with these headers, on every node alike.
+pub fn carrier(of: &[PublicKey], packet: &[u8]) -> Option<PublicKey> {
+    let destination = address::destination(packet)?;
+    let choices = of.iter().zip(0..).map(|(gateway, slot)| Choice {
+        seed: seed_of(gateway),
+        place: LinkPlace { thread: 0, slot },
+    });
+    let owner = Owner {
+        carried: Carried::By(choices.collect()),
+    };
+    let mesh = Mesh {
+        prefixes: vec![(destination.into(), OwnerId(0))],
+        owners: vec![owner],
+        ..Mesh::default()
+    };
+    let chosen = Snapshot::mesh(mesh).link_for(destination, packet).ok()?;
+    of.get(chosen.slot as usize).copied()
+}
+
 /// What a gateway weighs in the rendezvous hash: the same on every node.
 fn seed_of(gateway: &PublicKey) -> u64 {
     let hash = Hash::of(Domain::ControlAddress, gateway.as_bytes());
@@ -135,7 +155,7 @@ mod tests {
     use proto::key::SigningKey;
 
     use super::*;
-    use crate::data::snapshot::{Onward, Snapshot};
+    use crate::data::snapshot::Onward;
 
     fn identity(number: u8) -> PublicKey {
         SigningKey::from_seed(&[number; 32]).public()

@@ -1,6 +1,7 @@
 //! The form of netlink's messages, for what needs no more than a few of them.
 
 pub mod interfaces;
+pub mod lookup;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
