@@ -172,6 +172,7 @@ impl Choosing {
         let alive: Vec<&Seen> = all.iter().filter(|one| one.is_alive).collect();
         if alive.is_empty() {
             // Whoever comes back is most likely where it was.
+            self.passing = None;
             return false;
         }
         let far = alive.iter().find(|one| !one.is_near);
@@ -298,6 +299,10 @@ mod tests {
     #[test]
     fn where_vxlan_fails_and_the_direct_way_passes_it_is_left_at_once() {
         let mut choosing = Choosing::new(Asked::Auto, Some(Mode::Vxlan));
+        choosing.handle(&[gateway("a", true, Some(true))], at(1));
+        assert!(choosing.due().is_some());
+        choosing.handle(&[], at(2));
+        assert_eq!(choosing.due(), None, "nothing is waited for");
         let mut one = gateway("a", true, Some(true));
         one.vxlan = Some(false);
         assert!(choosing.handle(&[one], at(1)));
