@@ -3,10 +3,12 @@
 //! Never /proc/stat: its ticks are sampled, and on virtual machines they lie.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+
+pub(crate) use ::tests::broker::look::process_time;
 
 /// Where the processor time of the whole machine is read.
 #[derive(Debug)]
@@ -80,16 +82,6 @@ impl Meter {
     }
 }
 
-/// Time on a processor of all threads of a process.
-pub(crate) fn process_time(pid: u32) -> Result<Duration> {
-    let path = format!("/proc/{pid}/task");
-    let threads = fs::read_dir(&path).with_context(|| format!("process {pid} has ended"))?;
-    Ok(threads
-        .flatten()
-        .filter_map(|thread| thread_time(&thread.path().join("schedstat")))
-        .sum())
-}
-
 fn all_threads() -> Duration {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Duration::ZERO;
@@ -99,16 +91,6 @@ fn all_threads() -> Duration {
         .filter_map(|process| process.file_name().to_str()?.parse().ok())
         .filter_map(|pid| process_time(pid).ok())
         .sum()
-}
-
-fn thread_time(path: &Path) -> Option<Duration> {
-    parse_schedstat(&fs::read_to_string(path).ok()?)
-}
-
-/// The first field is nanoseconds on a processor; the others are waiting time and turns.
-fn parse_schedstat(text: &str) -> Option<Duration> {
-    let nanoseconds = text.split_ascii_whitespace().next()?.parse().ok()?;
-    Some(Duration::from_nanos(nanoseconds))
 }
 
 /// The mount point of the cpuacct controller of version 1, where there is one.
@@ -166,15 +148,6 @@ mod tests {
             cpuacct_mount("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"),
             None
         );
-    }
-
-    #[test]
-    fn schedstat_begins_with_the_time_on_a_processor() {
-        assert_eq!(
-            parse_schedstat("166367712 3826190 353\n"),
-            Some(Duration::from_nanos(166_367_712))
-        );
-        assert_eq!(parse_schedstat(""), None);
     }
 
     #[test]

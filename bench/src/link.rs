@@ -1,14 +1,15 @@
-//! A link between two gateways of a mesh against `causeway wg` on the same kind of path.
+//! A mesh against `causeway wg` on the same kind of path: a link between two gateways (`link`), and
+//! the whole way from worker to worker with a route agent at both ends (`agents`).
 //!
-//! Two equal networks are built. In one gateways run, in the other `causeway wg` stands in their
-//! places. They are measured in turn, so that whatever drifts on the machine meets both alike; the
-//! one that waits carries its keepalives and hellos only.
+//! Equal networks are built. In the last of them `causeway wg` stands in the places of the gateways,
+//! and workers have a plain route to it. They are measured in turn, so that whatever drifts on the
+//! machine meets all alike; those that wait carry their keepalives and hellos only.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ::tests::lab::Process;
-use ::tests::mesh::{Mesh, Nat, PATIENCE, Plan};
+use ::tests::mesh::{Mesh, PATIENCE, Plan};
 use ::tests::wireguard::{Device, Implementation, Keys, MTU, Program};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -22,12 +23,10 @@ use crate::report::{bars, number, table};
 use crate::site::check_programs;
 use crate::statistics::{Summary, median};
 
-const ONE: Plan = Plan {
-    gateways: 1,
-    nat: Nat::None,
-};
 const PORT: u16 = 51820;
 const SPEED_LIMIT: f64 = 0.95;
+/// What the others are measured against; the last of all.
+const BASELINE: &str = "wg";
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
@@ -37,34 +36,52 @@ pub(crate) struct Options {
     /// Seconds of one TCP sample
     #[arg(long, default_value_t = 3)]
     seconds: u32,
-    /// Where to write every sample; by default target/bench/link.json
+    /// Where to write every sample; by default target/bench/link.json or agents.json
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// One kind of transfer, with its samples in Gb/s.
+/// One kind of transfer, with the samples of each subject in Gb/s.
 #[derive(Clone, Debug, Serialize)]
 struct Kind {
     name: &'static str,
     #[serde(skip)]
     traffic: Traffic,
-    link: Vec<f64>,
-    wireguard: Vec<f64>,
+    samples: Vec<Vec<f64>>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 struct Run {
     machine: Machine,
+    subjects: Vec<&'static str>,
     kinds: Vec<Kind>,
 }
 
+/// A link of a mesh.
 pub(crate) fn run(options: &Options) -> Result<()> {
     check_programs(&["nft"])?;
-    let run = measure(options)?;
-    publish(options, &run)
+    let mesh = Mesh::up("link", &[Plan::ONE, Plan::ONE])?;
+    let run = measure(options, vec![("link", mesh)])?;
+    publish(options, "link", &run)
 }
 
-fn kinds() -> Vec<Kind> {
+/// Agents that route straight to their gateway, and agents that go by VXLAN.
+pub(crate) fn run_agents(options: &Options) -> Result<()> {
+    check_programs(&["nft"])?;
+    let mut subjects = Vec::new();
+    for mode in ["direct", "vxlan"] {
+        let mut mesh = Mesh::at_rest(mode, &[Plan::ONE.agents(1), Plan::ONE.agents(1)])?;
+        for agent in mesh.sites.iter_mut().flat_map(|site| &mut site.agents) {
+            agent.arguments = ["--mode", mode].map(str::to_owned).into();
+        }
+        mesh.start_all()?;
+        subjects.push((mode, mesh));
+    }
+    let run = measure(options, subjects)?;
+    publish(options, "agents", &run)
+}
+
+fn kinds(subjects: usize) -> Vec<Kind> {
     [("one", 1, false), ("four", 4, false), ("reverse", 1, true)]
         .map(|(name, streams, reverse)| Kind {
             name,
@@ -73,38 +90,36 @@ fn kinds() -> Vec<Kind> {
                 reverse,
                 rate: None,
             },
-            link: Vec::new(),
-            wireguard: Vec::new(),
+            samples: vec![Vec::new(); subjects],
         })
         .into()
 }
 
-fn measure(options: &Options) -> Result<Run> {
+fn measure(options: &Options, mut subjects: Vec<(&'static str, Mesh)>) -> Result<Run> {
+    let plain = Mesh::at_rest("plain", &[Plan::ONE, Plan::ONE])?;
+    let devices = stand_in(&plain)?;
+    subjects.push((BASELINE, plain));
     let mut run = Run {
         machine: Machine::describe()?,
-        kinds: kinds(),
+        subjects: subjects.iter().map(|(name, _)| *name).collect(),
+        kinds: kinds(subjects.len()),
     };
-    let mesh = Mesh::up("link", &[ONE, ONE])?;
-    let plain = Mesh::at_rest("plain", &[ONE, ONE])?;
-    let devices = stand_in(&plain)?;
-    let servers = [begin(&mesh)?, begin(&plain)?];
-    for round in 0..options.rounds {
+    let servers: Result<Vec<Process>> = subjects.iter().map(|(_, mesh)| begin(mesh)).collect();
+    let servers = servers?;
+    for round in 0..usize::from(options.rounds) {
         for kind in &mut run.kinds {
             // Who goes first takes turns too.
-            let mut both = [(&mesh, &mut kind.link), (&plain, &mut kind.wireguard)];
-            if round % 2 == 1 {
-                both.reverse();
+            for turn in 0..subjects.len() {
+                let at = (round + turn) % subjects.len();
+                let (name, network) = &subjects[at];
+                let found = speed(network, kind.traffic, options.seconds)?;
+                eprintln!(
+                    "round {}, tcp {}: {name} {found:.2} Gb/s",
+                    round + 1,
+                    kind.name
+                );
+                kind.samples[at].push(found);
             }
-            for (network, samples) in both {
-                samples.push(speed(network, kind.traffic, options.seconds)?);
-            }
-            let found = |samples: &[f64]| samples.last().copied().map_or_else(String::new, number);
-            let (link, wireguard) = (found(&kind.link), found(&kind.wireguard));
-            eprintln!(
-                "round {}, tcp {}: link {link} Gb/s, wg {wireguard} Gb/s",
-                round + 1,
-                kind.name
-            );
         }
     }
     drop((servers, devices));
@@ -170,9 +185,10 @@ fn far_worker(network: &Mesh) -> Result<Ipv4Addr> {
     clippy::print_stdout,
     reason = "the report is what this program is for"
 )]
-fn publish(options: &Options, run: &Run) -> Result<()> {
+fn publish(options: &Options, what: &str, run: &Run) -> Result<()> {
     let json = serde_json::to_string_pretty(run).context("cannot write the run as JSON")?;
-    output::write(options.json.as_deref(), "link.json", &(json + "\n"))?;
+    let file = format!("{what}.json");
+    output::write(options.json.as_deref(), &file, &(json + "\n"))?;
     println!("{}", text(run));
     Ok(())
 }
@@ -180,21 +196,21 @@ fn publish(options: &Options, run: &Run) -> Result<()> {
 fn text(run: &Run) -> String {
     let machine = &run.machine;
     let head = format!(
-        "a link of a mesh and `causeway wg` on {} x {}, Linux {}, commit {}",
+        "a mesh and `causeway wg` on {} x {}, Linux {}, commit {}",
         machine.cores, machine.processor, machine.kernel, machine.commit
     );
-    let mut rows = vec![
-        ["TCP, Gb/s", "link", "wg", "link / wg"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
+    let contestants = 0..run.subjects.len().saturating_sub(1);
+    let mut names = vec!["TCP, Gb/s".to_owned()];
+    names.extend(run.subjects.iter().map(|name| (*name).to_owned()));
+    let against = |at: usize| format!("{} / {BASELINE}", run.subjects[at]);
+    names.extend(contestants.clone().map(against));
+    let mut rows = vec![names];
     for kind in &run.kinds {
-        rows.push(vec![
-            kind.name.to_owned(),
-            spread(&kind.link),
-            spread(&kind.wireguard),
-            kind.ratio().map_or_else(|| "-".to_owned(), number),
-        ]);
+        let mut row = vec![kind.name.to_owned()];
+        row.extend(kind.samples.iter().map(|samples| spread(samples)));
+        let ratio = |at| kind.ratio(at).map_or_else(|| "-".to_owned(), number);
+        row.extend(contestants.clone().map(ratio));
+        rows.push(row);
     }
     [head, table(&rows), table(&bars(&judge(run)))].join("\n\n") + "\n"
 }
@@ -210,20 +226,22 @@ fn spread(samples: &[f64]) -> String {
 }
 
 impl Kind {
-    /// Of the medians.
-    fn ratio(&self) -> Option<f64> {
-        Some(median(&self.link)? / median(&self.wireguard)?)
+    /// Of the medians of a subject and the one they are all measured against.
+    fn ratio(&self, subject: usize) -> Option<f64> {
+        Some(median(&self.samples[subject])? / median(self.samples.last()?)?)
     }
 }
 
 fn judge(run: &Run) -> Vec<Verdict> {
-    run.kinds
-        .iter()
-        .map(|kind| Verdict {
-            what: format!("tcp {} against causeway wg", kind.name),
+    let contestants = run.subjects.iter().enumerate();
+    let contestants = contestants.filter(|(_, name)| **name != BASELINE);
+    let verdicts = contestants.flat_map(|(at, name)| {
+        run.kinds.iter().map(move |kind| Verdict {
+            what: format!("{name}, tcp {} against causeway wg", kind.name),
             bar: format!(">= {SPEED_LIMIT}"),
-            found: kind.ratio().map_or_else(|| "-".to_owned(), number),
-            met: kind.ratio().map(|ratio| ratio >= SPEED_LIMIT),
+            found: kind.ratio(at).map_or_else(|| "-".to_owned(), number),
+            met: kind.ratio(at).map(|ratio| ratio >= SPEED_LIMIT),
         })
-        .collect()
+    });
+    verdicts.collect()
 }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -69,6 +70,23 @@ fn status_number(pid: u32, field: &str) -> Result<u64> {
     number
         .and_then(|number| number.parse().ok())
         .with_context(|| format!("{path} has no {field}"))
+}
+
+/// Time on a processor of all threads of a process.
+pub fn process_time(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/task");
+    let threads = fs::read_dir(&path).with_context(|| format!("process {pid} has ended"))?;
+    let threads = threads.flatten();
+    Ok(threads
+        .filter_map(|thread| thread_time(&thread.path()))
+        .sum())
+}
+
+/// The first field is nanoseconds on a processor; the others are waiting time and turns.
+fn thread_time(thread: &Path) -> Option<Duration> {
+    let text = fs::read_to_string(thread.join("schedstat")).ok()?;
+    let on_processor = text.split_whitespace().next()?;
+    Some(Duration::from_nanos(on_processor.parse().ok()?))
 }
 
 /// The words and the environment that anybody on the host can read.
