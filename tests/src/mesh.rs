@@ -102,15 +102,23 @@ impl Mesh {
     /// within reach of every agent.
     pub fn up<L: Copy + Into<Layout>>(tag: &str, layouts: &[L]) -> Result<Mesh> {
         let mut mesh = Mesh::at_rest(tag, layouts)?;
-        mesh.start_gateways()?;
-        mesh.start_agents()?;
-        mesh.wait_until_up(PATIENCE)?;
-        mesh.wait_until_ready()?;
-        mesh.wait_for_agents(PATIENCE)?;
-        for site in &mesh.sites {
-            site.wait_for_neighbours()?;
-        }
+        mesh.start_all()?;
         Ok(mesh)
+    }
+
+    /// Every daemon, and waits for all that [`Mesh::up`] promises.
+    pub fn start_all(&mut self) -> Result<()> {
+        self.start_gateways()?;
+        self.start_agents()?;
+        self.settle()
+    }
+
+    /// Waits until all that runs is up: nothing that a worker sends now leaves in clear.
+    pub fn settle(&self) -> Result<()> {
+        self.wait_until_up(PATIENCE)?;
+        self.wait_until_ready()?;
+        self.wait_for_agents(PATIENCE)?;
+        self.sites.iter().try_for_each(Site::wait_for_neighbours)
     }
 
     /// Links come up before the kernels forward, and before they know each prefix: what a worker
@@ -123,7 +131,7 @@ impl Mesh {
                 .enumerate()
                 .filter(|(index, _)| *index != at);
             let numbers: Vec<u8> = others.map(|(_, other)| other.number).collect();
-            for gateway in &site.gateways {
+            for gateway in site.gateways.iter().filter(|one| one.is_running()) {
                 gateway.wait_until_ready(PATIENCE)?;
                 let knows = || knows(&gateway.namespace, &numbers).unwrap_or(false);
                 wait_for("a gateway's kernel knows all prefixes", PATIENCE, knows)?;
@@ -282,4 +290,11 @@ fn knows(node: &Namespace, sites: &[u8]) -> Result<bool> {
 pub fn rounds(usual: usize) -> usize {
     let wanted = std::env::var("CAUSEWAY_ROUNDS").ok();
     wanted.and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// What is promised holds where thirty rounds are asked for; a machine that does much else at the
+/// time, as in the usual run, may take three times as long.
+pub fn bar(promised: Duration) -> Duration {
+    let is_strict = std::env::var_os("CAUSEWAY_ROUNDS").is_some();
+    promised * if is_strict { 1 } else { 3 }
 }

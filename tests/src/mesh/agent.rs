@@ -45,9 +45,11 @@ impl AgentNode {
             lacks.push(format!("{} is not ready", self.name));
         }
         for gateway in gateways {
-            let state = gateway_of(&status, gateway).map(|found| found["state"].clone());
-            if state != Some("up".into()) {
-                lacks.push(format!("{} to {gateway}: {state:?}", self.name));
+            // A probe that has passed is what decides between the modes.
+            let ready = |found: &&Value| found["state"] == "up" && found["probe"] == "passed";
+            let found = gateway_of(&status, gateway);
+            if found.filter(ready).is_none() {
+                lacks.push(format!("{} to {gateway}: {found:?}", self.name));
             }
         }
         for site in sites {
