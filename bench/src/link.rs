@@ -1,5 +1,5 @@
 //! A mesh against `causeway wg` on the same kind of path: a link between two gateways (`link`), and
-//! the whole way from worker to worker with a route agent at both ends (`agents`).
+//! the whole way from worker to worker with a route agent at both ends (`workers`).
 //!
 //! Equal networks are built. In the last of them `causeway wg` stands in the places of the gateways,
 //! and workers have a plain route to it. They are measured in turn, so that whatever drifts on the
@@ -36,7 +36,7 @@ pub(crate) struct Options {
     /// Seconds of one TCP sample
     #[arg(long, default_value_t = 3)]
     seconds: u32,
-    /// Where to write every sample; by default target/bench/link.json or agents.json
+    /// Where to write every sample; by default target/bench/link.json or workers.json
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -66,7 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Agents that route straight to their gateway, and agents that go by VXLAN.
-pub(crate) fn run_agents(options: &Options) -> Result<()> {
+pub(crate) fn run_workers(options: &Options) -> Result<()> {
     check_programs(&["nft"])?;
     let mut subjects = Vec::new();
     for mode in ["direct", "vxlan"] {
@@ -78,7 +78,7 @@ pub(crate) fn run_agents(options: &Options) -> Result<()> {
         subjects.push((mode, mesh));
     }
     let run = measure(options, subjects)?;
-    publish(options, "agents", &run)
+    publish(options, "workers", &run)
 }
 
 fn kinds(subjects: usize) -> Vec<Kind> {

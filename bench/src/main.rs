@@ -45,7 +45,7 @@ enum What {
     /// A link between two gateways against `causeway wg`, in turn: speed
     Link(link::Options),
     /// From worker to worker with route agents, direct and by VXLAN, against `causeway wg`: speed
-    Agents(link::Options),
+    Workers(link::Options),
     /// A gateway with a thousand remote ones: the speed of its busy link, memory, CPU at rest
     Mesh(mesh::Options),
     /// A gateway with five hundred agents: CPU of their hellos
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
         What::Micro(options) => micro::run(&options),
         What::Broker(options) => broker::run(&options),
         What::Link(options) => link::run(&options),
-        What::Agents(options) => link::run_agents(&options),
+        What::Workers(options) => link::run_workers(&options),
         What::Mesh(options) => mesh::run(&options),
         What::Agents(options) => agents::run(&options),
     }
