@@ -10,6 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::facts::Facts;
+use crate::guard::FoundTable;
 use crate::lock::{Holder, Lock};
 use crate::netlink::events::{Event, Events};
 use crate::netlink::nft::Nft;
@@ -162,8 +163,12 @@ struct Agent {
     handle: rtnetlink::Handle,
     raw: Requests,
     kernel: Kernel,
-    /// What the last look saw, as long as nothing was told or changed since.
+    /// What the last look saw, as long as nothing was told or changed since: tens of thousands of
+    /// routes and prefixes take their time to be read.
     seen: Option<Seen>,
+    guard: Option<Option<FoundTable>>,
+    /// When all was last read anew.
+    read: Instant,
     /// Of our VXLAN interface, 0 without one.
     vxlan: u32,
     /// What was last found to be in the way, and when.
@@ -207,6 +212,8 @@ impl Agent {
             raw,
             kernel,
             seen: None,
+            guard: None,
+            read: Instant::now(),
             vxlan: 0,
             others: None,
             facts,
@@ -238,12 +245,10 @@ impl Agent {
                 }
                 event = self.events.next(self.vxlan) => {
                     let now = Instant::now();
-                    if !matches!(event, Ok(Event::Nothing | Event::Foreign)) {
-                        self.seen = None;
-                    }
+                    self.forget(&event);
                     match event {
                         Ok(Event::Nothing) => {}
-                        Ok(Event::Look) => due = due.min(now + SETTLE),
+                        Ok(Event::Look | Event::Guard) => due = due.min(now + SETTLE),
                         // Our own settings are told, too, and somebody may set them all the time.
                         Ok(Event::Setting) if set.is_none_or(|set| now - set >= FOREIGN) => {
                             set = Some(now);
@@ -272,6 +277,16 @@ impl Agent {
         }
     }
 
+    /// What was told of is read again.
+    fn forget(&mut self, event: &io::Result<Event>) {
+        match event {
+            Ok(Event::Nothing | Event::Foreign | Event::Setting) => {}
+            Ok(Event::Guard) => self.guard = None,
+            Ok(Event::Look) => self.seen = None,
+            Err(_) => (self.seen, self.guard) = (None, None),
+        }
+    }
+
     /// Reads the kernel and puts right what differs; how long until the next look without cause.
     async fn look(&mut self) -> Duration {
         let Some(facts) = self.facts.borrow_and_update().clone() else {
@@ -279,7 +294,10 @@ impl Agent {
         };
         let mut problems = vec![];
         let fresh = std::mem::take(&mut self.fresh);
-        let seen = match self.seen.take().filter(|_| fresh) {
+        if self.read.elapsed() >= ROUND {
+            (self.seen, self.guard, self.read) = (None, None, Instant::now());
+        }
+        let seen = match self.seen.take() {
             Some(seen) => Ok(seen),
             None => self.see(&facts).await,
         };

@@ -244,8 +244,8 @@ fn cleanup_leaves_nothing_whatever_was_killed() {
 /// What is taken away, singly and two at once.
 const DAMAGE: [&str; 12] = [
     "ip nexthop flush proto 199",
-    "ip route flush table 7100",
-    "ip -6 route flush table 7100; ip -6 route flush table 7101",
+    "ip route del 10.2.0.0/16 table 7100",
+    "ip -6 route del fd00:2::/32 table 7100; ip -6 route del fd00:2::/32 table 7101",
     "ip rule del priority 100; ip -6 rule del priority 99",
     "nft flush ruleset",
     "ip link del causeway-vx",
@@ -388,7 +388,8 @@ fn what_others_have_taken_is_told_and_the_rest_works() {
         .unwrap();
     // Without the one thing the rest works.
     site.node.sh("ip link del causeway-vx").unwrap();
-    site.until(&whole(Mode::Vxlan)).unwrap();
+    site.until("ip route show table 7100 | grep -q '^10.2.0.0/16 nhid'")
+        .unwrap();
     wait_for("no word", LIMIT, || {
         !told(&problems).contains("has not made")
     })

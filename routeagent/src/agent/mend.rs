@@ -9,6 +9,7 @@ use super::see::Seen;
 use super::{Agent, FIGHT, FIGHT_SPAN, FOREIGN, REPAIR_EVERY, REPAIRS_AT_ONCE, ROUND, tun};
 use crate::diff::{Change, diff};
 use crate::facts::Facts;
+use crate::guard::FoundTable;
 use crate::netlink::vxlan::{self, Named};
 use crate::netlink::{Refused, link, nexthop, route, rule};
 use crate::plan::{self, Ground, plan};
@@ -26,6 +27,7 @@ impl Agent {
         fresh: bool,
         problems: &mut Vec<Problem>,
     ) -> Result<Duration, Refused> {
+        seen.found.guard = self.found_guard()?;
         let now = Instant::now();
         self.forget_old_repairs(now);
         let held = (!fresh).then(|| self.too_soon(now)).flatten();
@@ -33,6 +35,7 @@ impl Agent {
         let mut ground = self.ground(&usable, &seen);
         if held.is_none() && self.settle_vxlan(&usable, &ground, &seen, problems) {
             seen = self.see(facts).await?;
+            seen.found.guard = self.found_guard()?;
             ground = self.ground(&usable, &seen);
         }
         let wanted = plan(&usable, &ground, &seen.found, &self.settings);
@@ -52,13 +55,35 @@ impl Agent {
         checks::hops(&usable, &ground, &seen, problems);
         let others_known_from_before = self.check_sometimes(&usable, &seen, problems).await;
         self.tell_fight(problems);
-        // What is as it was read serves for facts that come before anything is told.
-        self.seen = changes.is_empty().then_some(seen);
+        self.keep(seen, &changes);
         Ok(if others_known_from_before {
             wait.min(FOREIGN)
         } else {
             wait
         })
+    }
+
+    fn found_guard(&mut self) -> Result<Option<FoundTable>, Refused> {
+        if let Some(found) = &self.guard {
+            return Ok(found.clone());
+        }
+        let found = match &self.nft {
+            Ok(nft) => nft.found()?,
+            Err(_) => None,
+        };
+        self.guard = Some(found.clone());
+        Ok(found)
+    }
+
+    /// What was read and not changed need not be read again before something is told.
+    fn keep(&mut self, seen: Seen, changes: &[Change]) {
+        let is_guard =
+            |change: &&Change| matches!(change, Change::Guard(_) | Change::Elements { .. });
+        let guarded = changes.iter().filter(is_guard).count();
+        if guarded > 0 {
+            self.guard = None;
+        }
+        self.seen = (guarded == changes.len()).then_some(seen);
     }
 
     fn changes(&self, wanted: &Wanted, seen: &Seen) -> Vec<Change> {

@@ -97,10 +97,6 @@ impl Agent {
         let mut found = Found {
             routes: route::list(&self.raw, &names)?,
             rules: rules.ours.clone(),
-            guard: match &self.nft {
-                Ok(nft) => nft.found()?,
-                Err(_) => None,
-            },
             nexthops: nexthops.ours,
             foreign_nexthops: nexthops.foreign,
             devices: links

@@ -40,6 +40,8 @@ pub(crate) enum Event {
     Nothing,
     /// Somebody else's: look some time.
     Foreign,
+    /// Our table of nft.
+    Guard,
     /// Forwarding or the check of reverse paths, of the host or of an interface.
     Setting,
     /// Ours may have changed, or the kernel told more than was read: look at once.
@@ -90,7 +92,7 @@ impl Events {
             told = self.routes.next() => {
                 Ok(told?.map_or(Event::Look, |bytes| about_routes(bytes, vxlan)))
             }
-            told = next(&mut self.nft) => Ok(told?.map_or(Event::Look, about_nft)),
+            told = next(&mut self.nft) => Ok(told?.map_or(Event::Guard, about_nft)),
             told = next(&mut self.settings) => told.map(|_| Event::Setting),
         }
     }
@@ -150,7 +152,7 @@ fn about_routes(bytes: &[u8], vxlan: u32) -> Event {
 fn about_nft(bytes: &[u8]) -> Event {
     let name = TABLE_NAME.as_bytes();
     if bytes.windows(name.len()).any(|window| window == name) {
-        Event::Look
+        Event::Guard
     } else {
         Event::Foreign
     }

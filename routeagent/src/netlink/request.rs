@@ -69,26 +69,33 @@ impl Requests {
         &self,
         message: Message,
         flags: u16,
-        mut each: impl FnMut(u16, &[u8]),
+        each: impl FnMut(u16, &[u8]),
     ) -> io::Result<()> {
-        let mut buffer = vec![0; ANSWER];
-        // Answers to an earlier request that ended in an error.
-        while self.socket.recv(&mut &mut buffer[..], 0).is_ok() {}
-        self.socket
-            .send(&message.finish(NLM_F_REQUEST | flags), 0)?;
-        loop {
-            let len = match self.socket.recv(&mut &mut buffer[..], 0) {
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            for (kind, body) in messages(buffer.get(..len).unwrap_or_default()) {
-                match kind {
-                    NLMSG_DONE => return status(body),
-                    NLMSG_ERROR => return status(body),
-                    _ => each(kind, body),
-                }
+        ask(&self.socket, &message.finish(NLM_F_REQUEST | flags), each)
+    }
+}
+
+/// Hands the type and the body of each answer to `each`.
+pub(super) fn ask(
+    socket: &Socket,
+    request: &[u8],
+    mut each: impl FnMut(u16, &[u8]),
+) -> io::Result<()> {
+    let mut buffer = vec![0; ANSWER];
+    // Answers to an earlier request that ended in an error.
+    while socket.recv(&mut &mut buffer[..], 0).is_ok() {}
+    socket.send(request, 0)?;
+    loop {
+        let len = match socket.recv(&mut &mut buffer[..], 0) {
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        for (kind, body) in messages(buffer.get(..len).unwrap_or_default()) {
+            match kind {
+                NLMSG_DONE | NLMSG_ERROR => return status(body),
+                _ => each(kind, body),
             }
         }
     }
