@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::UdpSocket;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use routeagent::facts::{Exit, Facts, Mode};
@@ -21,6 +22,9 @@ const FIRST_PORT: u16 = 20_000;
 
 /// What a busy machine may take for what is promised within half a second.
 const REPAIR_LIMIT: Duration = Duration::from_secs(5);
+
+/// Routes that only show that they are heard of.
+static MARKS: AtomicU32 = AtomicU32::new(0);
 
 fn started(site: &SiteKernel, mode: Mode) -> Handle {
     site.set_facts(agent_facts(mode, &[1, 2]));
@@ -66,22 +70,21 @@ fn events(site: &SiteKernel, work: impl FnOnce()) -> Vec<String> {
     ]);
     let log = site.node.spawn(command).unwrap();
     // It is heard once it shows what is done only for it to show.
-    let mut probe = 0;
-    let mark = |probe: u32| {
-        let line = format!("ip route add 10.250.0.{probe}/32 dev lo table 4000 proto 77");
+    let mark = || {
+        let probe = MARKS.fetch_add(1, Ordering::Relaxed);
+        let [_, _, high, low] = probe.to_be_bytes();
+        let line = format!("ip route add 100.100.{high}.{low}/32 dev lo table 4000 proto 77");
         site.node.sh(&line).unwrap();
+        format!("100.100.{high}.{low} ")
     };
     wait_for("ip monitor", LIMIT, || {
-        probe += 1;
-        mark(probe);
+        mark();
         std::thread::sleep(Duration::from_millis(20));
         log.output().contains("table 4000")
     })
     .unwrap();
     work();
-    probe += 1;
-    mark(probe);
-    let last = format!("10.250.0.{probe} ");
+    let last = mark();
     wait_for("the last mark", LIMIT, || log.output().contains(&last)).unwrap();
     let is_ours = |line: &&str| line.contains("199") || line.contains("causeway-vx");
     let output = log.output();

@@ -81,18 +81,21 @@ pub(super) fn ask(
     request: &[u8],
     mut each: impl FnMut(u16, &[u8]),
 ) -> io::Result<()> {
-    let mut buffer = vec![0; ANSWER];
+    let mut buffer = Vec::with_capacity(ANSWER);
     // Answers to an earlier request that ended in an error.
-    while socket.recv(&mut &mut buffer[..], 0).is_ok() {}
+    while socket.recv(&mut buffer, 0).is_ok() {
+        buffer.clear();
+    }
     socket.send(request, 0)?;
     loop {
-        let len = match socket.recv(&mut &mut buffer[..], 0) {
-            Ok(len) => len,
+        buffer.clear();
+        match socket.recv(&mut buffer, 0) {
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
-        };
-        for (kind, body) in messages(buffer.get(..len).unwrap_or_default()) {
+        }
+        for (kind, body) in messages(&buffer) {
             match kind {
                 NLMSG_DONE | NLMSG_ERROR => return status(body),
                 _ => each(kind, body),

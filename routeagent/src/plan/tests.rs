@@ -1,3 +1,5 @@
+mod agent;
+
 use std::net::IpAddr;
 
 use proto::key::{PublicKey, SigningKey};
@@ -238,7 +240,12 @@ fn apply(found: &mut Found, changes: &[Change]) {
             Change::RemoveRoute(place, _) => {
                 assert!(found.routes.remove(&place).is_some(), "{change}");
             }
-            Change::RemoveVxlan => found.vxlan = None,
+            Change::RemoveVxlan => {
+                found.vxlan = None;
+                found.devices.remove(VXLAN_DEVICE);
+                found.forwarding.clear();
+                found.neighbours.clear();
+            }
             Change::SetForwarding(entry) => {
                 found.forwarding.retain(|old| old.mac != entry.mac);
                 found.forwarding.insert(entry);

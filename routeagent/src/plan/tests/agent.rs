@@ -1,0 +1,306 @@
+//! What an agent wants, and how it gets from one state to any other.
+
+use super::*;
+use crate::facts::{Gateways, Mode, Neighbour};
+use crate::link_layer::next_hop;
+
+fn neighbour(number: u8) -> Neighbour {
+    let probe = |text: String| text.parse().unwrap();
+    Neighbour {
+        name: format!("gateway{number}").parse().unwrap(),
+        lan: format!("10.1.0.{number}").parse().unwrap(),
+        other: Some(format!("fd00:1::{number}").parse().unwrap()),
+        probes: vec![
+            (probe(format!("198.18.0.{number}")), Mode::Direct),
+            (probe(format!("198.19.0.{number}")), Mode::Vxlan),
+        ],
+    }
+}
+
+const GATEWAYS: [u8; 3] = [11, 12, 13];
+
+/// Each prefix with the gateways that reach it.
+fn agent(mode: Mode, prefixes: &[(&str, &[u8])]) -> Facts {
+    let remote = |by: &[u8]| Remote {
+        by: by.iter().map(|number| key(*number)).collect(),
+        ..remote(Some(1400))
+    };
+    Facts {
+        prefixes: prefixes
+            .iter()
+            .map(|(prefix, by)| (prefix.parse().unwrap(), remote(by)))
+            .collect(),
+        exit: Exit::Gateways(Gateways {
+            gateways: GATEWAYS
+                .map(|number| (key(number), neighbour(number)))
+                .into(),
+            mode,
+            vxlan: Vxlan {
+                port: 7803,
+                own: key(1),
+            },
+        }),
+        ..facts(&[])
+    }
+}
+
+fn lan_ground() -> Ground {
+    let gateways = GATEWAYS.map(neighbour);
+    let addresses = gateways
+        .iter()
+        .flat_map(|gateway| [Some(gateway.lan), gateway.other])
+        .flatten();
+    Ground {
+        on_link: addresses
+            .map(|address| (address, "lan".to_owned()))
+            .collect(),
+        ..ground()
+    }
+}
+
+/// With the interface that the agent makes before all else.
+fn ready(facts: &Facts, found: &mut Found) {
+    found.devices.insert("lan".to_owned());
+    if let Some(vxlan) = vxlan(facts, &lan_ground()) {
+        found.vxlan = Some(vxlan);
+        found.devices.insert(VXLAN_DEVICE.to_owned());
+    }
+}
+
+/// What is changed to get there.
+fn go(facts: &Facts, found: &mut Found) -> Vec<Change> {
+    ready(facts, found);
+    let settings = Settings::default();
+    let wanted = super::super::plan(facts, &lan_ground(), found, &settings);
+    let changes = diff(&wanted, found);
+    apply(found, &changes);
+    changes
+}
+
+/// All that is wanted is there, and nothing else.
+fn check(facts: &Facts, found: &Found) {
+    let settings = Settings::default();
+    let wanted = super::super::plan(facts, &lan_ground(), found, &settings);
+    assert_eq!(diff(&wanted, found), []);
+    assert_eq!(found.routes, wanted.routes);
+    assert_eq!(found.nexthops, wanted.nexthops);
+    assert_eq!(found.forwarding, wanted.forwarding);
+    assert_eq!(found.neighbours, wanted.neighbours);
+    assert_eq!(found.vxlan, wanted.vxlan);
+}
+
+const BOTH: [(&str, &[u8]); 2] = [("10.2.0.0/16", &[11, 12]), ("fd00:2::/32", &[11, 12])];
+
+#[test]
+fn an_agent_wants_this() {
+    let facts = agent(Mode::Vxlan, &BOTH);
+    let mut found = Found::default();
+    ready(&facts, &mut found);
+    let wanted = super::super::plan(&facts, &lan_ground(), &found, &Settings::default());
+    let group = wanted
+        .nexthops
+        .iter()
+        .find_map(|(id, nexthop)| match nexthop {
+            Nexthop::Group(group) => Some((*id, group.to_string())),
+            Nexthop::Hop(_) => None,
+        });
+    let (id, members) = group.unwrap();
+    let text = wanted.to_string();
+    let (own, other) = (Mac::of(&key(1)), Mac::of(&key(12)));
+    let hop = next_hop(&key(12));
+    for line in [
+        format!(
+            "causeway-vx: mtu 1450 vxlan id 7803 local 10.1.0.1 dstport 7803 nolearning address {own}"
+        ),
+        format!("{other} dev causeway-vx dst 10.1.0.12 self static"),
+        format!("{hop} dev causeway-vx lladdr {other} PERMANENT"),
+        format!("id {id} group {members} proto 199"),
+        format!("10.2.0.0/16 nhid {id} table 7100 proto 199 src 10.1.0.1"),
+        format!("10.2.0.0/16 nhid {id} table 7101 proto 199 src 10.1.0.1 mtu 1400"),
+        format!("fd00:2::/32 nhid {id} table 7101 proto 199 src fd00:1::1 metric 1024 mtu 1400"),
+        "unreachable 10.2.0.0/16 proto 199 metric 4294967295".to_owned(),
+        "net.ipv4.fib_multipath_hash_policy = 1 or 2 or 3".to_owned(),
+    ] {
+        assert!(
+            text.lines().any(|printed| printed == line),
+            "{line}:\n{text}"
+        );
+    }
+    assert!(members.ends_with(" type resilient"), "{members}");
+    // Whether a node forwards is not for its agent to say.
+    assert!(!text.contains("ip_forward"), "{text}");
+}
+
+#[test]
+fn a_death_is_one_change_and_so_is_a_return_after_its_next_hop() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let mut found = Found::default();
+        go(&agent(mode, &BOTH), &mut found);
+        let alone: [(&str, &[u8]); 2] = [("10.2.0.0/16", &[12]), ("fd00:2::/32", &[12])];
+        let death = go(&agent(mode, &alone), &mut found);
+        // In clear, a gateway has one hop for each family.
+        let hops = if mode == Mode::Vxlan { 1 } else { 2 };
+        assert_eq!(death.len(), hops, "{death:?}");
+        let is_removal = |change: &Change| matches!(change, Change::RemoveNexthop(..));
+        assert!(death.iter().all(is_removal), "{death:?}");
+        check(&agent(mode, &alone), &found);
+        let back = go(&agent(mode, &BOTH), &mut found);
+        assert_eq!(back.len(), 2 * hops, "{back:?}");
+        check(&agent(mode, &BOTH), &found);
+    }
+}
+
+#[test]
+fn a_gateway_that_loses_one_site_moves_only_that() {
+    let mut found = Found::default();
+    let sites: [(&str, &[u8]); 3] = [
+        ("10.2.0.0/16", &[11, 12]),
+        ("10.3.0.0/16", &[11, 12]),
+        ("10.4.0.0/16", &[11, 12]),
+    ];
+    go(&agent(Mode::Vxlan, &sites), &mut found);
+    let mut fewer = sites;
+    fewer[1].1 = &[12];
+    let changes = go(&agent(Mode::Vxlan, &fewer), &mut found);
+    let lines: Vec<String> = changes.iter().map(Change::to_string).collect();
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert!(lines[0].starts_with("nexthop add"), "{lines:#?}");
+    assert!(lines[1].starts_with("route replace 10.3.0.0/16"));
+    assert!(lines[2].starts_with("route replace 10.3.0.0/16"));
+    check(&agent(Mode::Vxlan, &fewer), &found);
+}
+
+#[test]
+fn numbers_of_others_are_left_to_them() {
+    let facts = agent(Mode::Vxlan, &BOTH);
+    let mut found = Found::default();
+    go(&facts, &mut found);
+    let mut taken = Found {
+        foreign_nexthops: found.nexthops.keys().copied().collect(),
+        ..Found::default()
+    };
+    go(&facts, &mut taken);
+    check(&facts, &taken);
+    assert_eq!(taken.nexthops.len(), 3);
+    assert!(
+        taken
+            .foreign_nexthops
+            .is_disjoint(&taken.nexthops.keys().copied().collect())
+    );
+}
+
+#[test]
+fn probes_go_the_way_they_try() {
+    let printed = |mode| {
+        let facts = agent(mode, &BOTH);
+        let mut found = Found::default();
+        ready(&facts, &mut found);
+        super::super::plan(&facts, &lan_ground(), &found, &Settings::default()).to_string()
+    };
+    let direct = "\n198.18.0.11/32 via 10.1.0.11 dev lan table 7100 proto 199 src 10.1.0.1\n";
+    assert!(printed(Mode::Direct).contains(direct));
+    assert!(!printed(Mode::Direct).contains("\n198.19.0.11"));
+    assert!(printed(Mode::Vxlan).contains(direct));
+    let vxlan = printed(Mode::Vxlan);
+    let line = vxlan
+        .lines()
+        .find(|line| line.starts_with("198.19.0.11/32"));
+    assert!(line.is_some_and(|line| line.contains(" via fe80::") && line.contains(VXLAN_DEVICE)));
+}
+
+#[test]
+fn a_gateway_leads_back_to_agents_that_need_it() {
+    let mut facts = facts(&["10.2.0.0/16"]);
+    let mut stranger = neighbour(31);
+    // What it says of itself is another's, and outside of the site.
+    stranger.other = Some("10.1.0.30".parse().unwrap());
+    let mut greedy = neighbour(32);
+    greedy.other = Some("fd00:9::1".parse().unwrap());
+    let agents = [
+        (key(30), neighbour(30)),
+        (key(31), stranger),
+        (key(32), greedy),
+    ];
+    facts.local.push("fd00:1::/32".parse().unwrap());
+    if let Exit::Tunnel(tunnel) = &mut facts.exit {
+        tunnel.agents = agents.into();
+        tunnel.probes = vec!["198.18.0.1".parse().unwrap()];
+    }
+    let mut found = up();
+    ready(&facts, &mut found);
+    let text = super::super::plan(&facts, &lan_ground(), &found, &Settings::default()).to_string();
+    let back: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("table 7102"))
+        .filter_map(|line| line.split(" via fe80::").next())
+        .collect();
+    let wanted = [
+        "10.1.0.30/32",
+        "10.1.0.31/32",
+        "10.1.0.32/32",
+        "fd00:1::30/128",
+    ];
+    assert_eq!(back, wanted);
+    for line in [
+        "98: from all iif cw0 lookup 7102 proto 199",
+        "-6 98: from all iif cw0 lookup 7102 proto 199",
+        "198.18.0.1/32 dev cw0 table 7100 proto 199 scope link",
+    ] {
+        assert!(
+            text.lines().any(|printed| printed == line),
+            "{line}:\n{text}"
+        );
+    }
+}
+
+#[test]
+fn what_is_sent_to_a_gateway_is_not_sent_through_it() {
+    let facts = agent(Mode::Vxlan, &[("10.1.0.11/32", &[11])]);
+    let covered = refusal(&facts, "10.1.0.11/32".parse().unwrap());
+    assert_eq!(covered.unwrap().to_string(), "10.1.0.11/32");
+}
+
+/// Any state is reached from any other in one round, and no change takes routes along with it.
+#[test]
+fn every_way_from_one_state_to_another_is_safe() {
+    let prefixes = ["10.2.0.0/16", "10.3.0.0/16", "10.4.0.0/16", "fd00:2::/32"];
+    let sets: [&[u8]; 6] = [&[], &[11], &[12], &[11, 12], &[12, 13], &[11, 12, 13]];
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random % below).unwrap()
+    };
+    let mut found = Found::default();
+    for round in 0..2000 {
+        let mode = [Mode::Vxlan, Mode::Vxlan, Mode::Vxlan, Mode::Direct][next(4)];
+        let mut picked: Vec<(&str, &[u8])> = prefixes
+            .iter()
+            .map(|prefix| (*prefix, sets[next(6)]))
+            .collect();
+        picked.truncate(next(5));
+        let facts = agent(mode, &picked);
+        // Somebody may have flushed something.
+        match next(8) {
+            0 => found.routes.clear(),
+            1 => {
+                found.nexthops.clear();
+                found.routes.retain(|_, way| {
+                    !matches!(
+                        way,
+                        Way::Leads {
+                            to: To::Group(_),
+                            ..
+                        }
+                    )
+                });
+            }
+            2 => found.forwarding.clear(),
+            _ => {}
+        }
+        go(&facts, &mut found);
+        check(&facts, &found);
+        assert!(found.nexthops.len() <= 12, "round {round}: groups pile up");
+    }
+}
