@@ -91,7 +91,7 @@ fn one_of_ten_thousand_prefixes_changes_with_one_change_of_the_kernel() {
     println!(
         "all at first {first:?}; one of {PREFIXES} {times:?} (200 ms are promised); a death {death:?}"
     );
-    assert!(times.iter().all(|time| *time < Duration::from_secs(10)));
+    assert!(times.iter().all(|time| *time < LIMIT / 2));
 }
 
 /// Lines for `ip -batch`.
@@ -135,5 +135,5 @@ fn after_an_overrun_the_state_is_exact_again() {
     }
     println!("exact again {times:?} after the last of 100,000 changes (1 s is promised)");
     wait_for("no problem", LIMIT, || told(&handle.problems()).is_empty()).unwrap();
-    assert!(times.iter().all(|time| *time < Duration::from_secs(10)));
+    assert!(times.iter().all(|time| *time < LIMIT / 2));
 }
