@@ -96,6 +96,11 @@ impl Place {
         })
     }
 
+    /// Whether there is a socket, of one that runs or of one that was killed.
+    pub(crate) fn was_here(&self, who: Who) -> bool {
+        self.runtime_dir.join(who.socket()).exists()
+    }
+
     async fn ask(&self, who: Who, socket: &Path, path: &str) -> Result<Bytes, AskError> {
         let broken = |error: &dyn std::fmt::Display| {
             AskError::Failed(format!(

@@ -119,8 +119,14 @@ async fn ask(place: &Place) -> Result<Vec<Answer>, AskError> {
         (Ok(answer), Err(AskError::Absent(_))) | (Err(AskError::Absent(_)), Ok(answer)) => {
             Ok(vec![answer])
         }
+        // What one that was killed has left tells which of the two ran here.
+        (Err(AskError::Absent(_)), Err(AskError::Absent(why)))
+            if place.was_here(Who::Agent) && !place.was_here(Who::Gateway) =>
+        {
+            Err(AskError::Absent(why))
+        }
         (Err(AskError::Absent(why)), Err(AskError::Absent(_))) => Err(AskError::Absent(format!(
-            "{why}. Nor does an agent run here"
+            "{why}. Nor does an agent run here (`causeway routeagent run`)"
         ))),
         (Err(AskError::Absent(_)), Err(error)) | (Err(error), _) | (_, Err(error)) => Err(error),
     }
