@@ -234,12 +234,14 @@ impl Leads<'_> {
         let family = Family::of(prefix.network_address());
         let known = self.facts.prefixes.get(&prefix);
         let path = known.and_then(|remote| remote.mtu).unwrap_or(START_MTU);
-        let inside = self
-            .vxlan
-            .as_ref()
-            .filter(|_| self.facts.tunnel().is_none());
-        let inside = inside.and_then(|vxlan| u16::try_from(vxlan.mtu).ok());
-        let mtu = inside.map_or(path, |inside| inside.min(path));
+        // A route's own MTU hides that of its device, which drops what is larger.
+        let own = self.facts.lan.iter();
+        let lan = own.filter_map(|own| self.ground.mtus.get(own)).min();
+        let inside = self.vxlan.as_ref().map(|vxlan| vxlan.mtu);
+        let device = inside.or(lan.copied());
+        let device = device.filter(|_| self.facts.tunnel().is_none());
+        let device = device.and_then(|mtu| u16::try_from(mtu).ok());
+        let mtu = device.map_or(path, |device| device.min(path));
         // Packets that are forwarded must not meet an MTU here: the kernel would refuse those above
         // it, and the packet path can cut them.
         let mtus = [
