@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ const MARK: &str = "DEMO_OF_TEST";
 const DEVICES: &str = "/dev/net";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Whole demos run beside each other, since that must do no harm; the many short ones after them.
+static TURN: RwLock<()> = RwLock::new(());
 
 /// What this machine offers to a demo.
 #[derive(Clone, Copy)]
@@ -203,6 +206,7 @@ fn three_sites_are_joined_and_measured_and_nothing_is_left() {
     ) {
         return;
     }
+    let _turn = TURN.read();
     let demo = Demo::on(USUAL);
     let output = demo.run(&["--json"]);
     let words = text(&output.stderr);
@@ -237,6 +241,7 @@ fn a_user_without_rights_sees_it_too_and_looks_around_in_what_is_kept() {
         user: NOBODY,
         ..USUAL
     };
+    let _turn = TURN.read();
     let demo = Demo::on(host);
     let output = demo.run(&["--keep"]);
     let (said, how) = (text(&output.stdout), text(&output.stderr));
@@ -281,6 +286,7 @@ fn one_that_is_interrupted_or_killed_in_the_middle_leaves_nothing() {
     ) {
         return;
     }
+    let _turn = TURN.write();
     for (signal, code, user) in [
         (Signal::SIGINT, Some(130), 0),
         (Signal::SIGTERM, Some(143), NOBODY),

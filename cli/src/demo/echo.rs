@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 const PAYLOAD: &[u8] = b"causeway demo";
-/// With a first answer; one that comes later is not waited for.
+/// With one answer, before another request is sent.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Of a running ping.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -92,10 +92,12 @@ pub(super) fn ping(to: IpAddr, limit: Duration) -> Option<Duration> {
 pub(super) fn first(to: IpAddr, limit: Duration) -> Option<Duration> {
     let begun = Instant::now();
     let mut number = 0_u16;
+    let mut echo = None;
     while begun.elapsed() < limit {
         number = number.wrapping_add(1);
-        // Where there is no route yet, not even this can be had.
-        if let Ok(echo) = Echo::to(to)
+        // Where there is no route yet, not even this can be had. One socket hears late answers too.
+        echo = echo.or_else(|| Echo::to(to).ok());
+        if let Some(echo) = &echo
             && echo.send(number).is_ok()
             && let Ok(Some(_)) = echo.receive(Instant::now() + PATIENCE)
         {

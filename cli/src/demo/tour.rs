@@ -185,7 +185,7 @@ impl Tour<'_> {
             self.cast.place(from)?.within(|| {
                 let targets = all.iter();
                 targets
-                    .map(|to| echo::ping(address(*to), PATIENCE / 6))
+                    .map(|to| echo::ping(address(*to), PATIENCE / 2))
                     .collect()
             })
         })
