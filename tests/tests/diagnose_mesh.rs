@@ -10,7 +10,7 @@ use serde_json::Value;
 use tests::broker::command::{self, Said, causeway};
 use tests::broker::within;
 use tests::lab::{skip, wait_for};
-use tests::mesh::{GatewayNode, Mesh, Nat, PATIENCE, Plan};
+use tests::mesh::{GatewayNode, Lan, Mesh, Nat, PATIENCE, Plan};
 
 fn ask(gateway: &GatewayNode, words: &[&str]) -> Said {
     let mut asked = within(gateway.namespace.name(), &causeway());
@@ -187,4 +187,43 @@ fn a_token_tells_enough_to_look_before_joining() {
     }
     mesh.hub.address("wan", "10.9.0.1/24").unwrap();
     assert_eq!(of(&look(), "lan-address", "passed").len(), 1);
+}
+
+#[test]
+fn an_agent_is_told_whether_foreign_addresses_pass_its_network() {
+    if skip("an_agent_is_told", &["nft", "bridge"]) {
+        return;
+    }
+    let open = Plan::ONE.agents(1);
+    let mesh = Mesh::up("agents", &[open, open.over(Lan::Checked)]).unwrap();
+    for (site, mode, result) in [(0, "direct", "passed"), (1, "vxlan", "warning")] {
+        let agent = &mesh.sites[site].agents[0];
+        let look = || {
+            let mut asked = within(agent.namespace.name(), &causeway());
+            asked
+                .args(["diagnose", "--metadata", "off", "--json", "--state-dir"])
+                .arg(&agent.state)
+                .arg("--runtime-dir")
+                .arg(&agent.runtime);
+            let said = command::run(asked, None).unwrap();
+            let told: Value =
+                serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{said:?}"));
+            told["checks"].as_array().unwrap().clone()
+        };
+        let is_told = || !of(&look(), "source-destination-check", result).is_empty();
+        let what = format!("{mode}: {:#?}", look());
+        wait_for(&what, PATIENCE, is_told).unwrap();
+        let checks = look();
+        assert_eq!(of(&checks, "gateway", "passed").len(), 1, "{checks:#?}");
+        assert_eq!(
+            of(&checks, "forwarding", "passed").len(),
+            0,
+            "an agent forwards nothing"
+        );
+        let failed: Vec<&Value> = checks
+            .iter()
+            .filter(|check| check["result"] == "failed")
+            .collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+    }
 }
