@@ -180,8 +180,9 @@ fn by_family(gateways: &[Gateway], prefix: IpNetwork) -> Vec<(&Gateway, IpAddr)>
 
 /// Names that clouds allow for a route.
 fn route_name(prefix: &str) -> String {
-    let plain = prefix.replace(['.', '/', ':'], "-");
-    format!("causeway-{}", plain.replace("--", "-"))
+    let parts = prefix.split(['.', '/', ':']);
+    let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+    format!("causeway-{}", parts.join("-"))
 }
 
 impl Router {
