@@ -2,7 +2,7 @@
 //! belongs to the mesh. Everything of nf_tables is read over netlink, what iptables put there
 //! included; the tables of the old iptables by their own program. Nothing is changed.
 //!
-//! [`Ruleset::read`] reads, [`judge`] answers for a node. [`trace_drops`] finds by trying which rule
+//! [`Ruleset::read`] reads, [`judge()`] answers for a node. [`trace_drops`] finds by trying which rule
 //! ends a packet.
 
 use std::fmt;
