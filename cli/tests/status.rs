@@ -82,11 +82,12 @@ fn status(told: &Value) -> Done {
 const WELL: &str = "\
 gateway gate-a of site amsterdam, causeway 0.1.0, ready, up for 1 hour 1 minute
 mesh    MESHKEY
+place   -
 broker  connected to broker:7800
 tunnel  causeway0, UDP port 51820, others call 192.0.2.1:51820 (configured)
 
-SITE    GATEWAY  STATE  PATH    ENDPOINT         DATAPATH   RTT      LOSS   MTU   SENT     RECEIVED  HANDSHAKE
-berlin  gate-b   up     direct  192.0.2.2:51820  wireguard  12.3 ms  0.0 %  1420  1.4 MiB  900 B     41 s ago
+SITE    PLACE  GATEWAY  STATE  PATH    ENDPOINT         DATAPATH   RTT      LOSS   MTU   SENT     RECEIVED  HANDSHAKE
+berlin  -      gate-b   up     direct  192.0.2.2:51820  wireguard  12.3 ms  0.0 %  1420  1.4 MiB  900 B     41 s ago
 
 PREFIX       SITE       STATE      THROUGH  MTU
 10.1.0.0/16  amsterdam  local      -        -
@@ -105,14 +106,15 @@ fn a_gateway_whose_links_are_up_is_well() {
 const DOWN: &str = "\
 gateway gate-a of site amsterdam, causeway 0.1.0, ready, up for 1 hour 1 minute
 mesh    MESHKEY
+place   -
 broker  none connected, the mesh is known from the cache, last in step 2 h ago
 tunnel  causeway0, UDP port 51820, no address that others could call
 dropped no_site 4, udp_replay 1
 
-SITE       GATEWAY  STATE           PATH          ENDPOINT          DATAPATH   RTT      LOSS    MTU   SENT     RECEIVED  HANDSHAKE
-berlin     gate-b   down (silent)   direct        192.0.2.2:51820   wireguard  -        12.5 %  1420  1.4 MiB  900 B     -
-berlin     gate-c   up (held down)  relay         through a broker  wireguard  12.3 ms  0.0 %   1200  1.4 MiB  900 B     41 s ago
-amsterdam  gate-d   up              direct (lan)  10.1.0.2:51820    wireguard  12.3 ms  0.0 %   1420  1.4 MiB  900 B     41 s ago
+SITE       PLACE  GATEWAY  STATE           PATH          ENDPOINT          DATAPATH   RTT      LOSS    MTU   SENT     RECEIVED  HANDSHAKE
+berlin     -      gate-b   down (silent)   direct        192.0.2.2:51820   wireguard  -        12.5 %  1420  1.4 MiB  900 B     -
+berlin     -      gate-c   up (held down)  relay         through a broker  wireguard  12.3 ms  0.0 %   1200  1.4 MiB  900 B     41 s ago
+amsterdam  -      gate-d   up              direct (lan)  10.1.0.2:51820    wireguard  12.3 ms  0.0 %   1420  1.4 MiB  900 B     41 s ago
 
 PREFIX       SITE    STATE        THROUGH                MTU
 10.2.0.0/16  berlin  reachable    gate-d (of this site)  1200
