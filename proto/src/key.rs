@@ -298,7 +298,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const DOMAINS: [Domain; 16] = [
+    const DOMAINS: [Domain; 17] = [
         Domain::Entry,
         Domain::Recovery,
         Domain::RecoveryKey,
