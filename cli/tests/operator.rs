@@ -124,15 +124,25 @@ fn a_broker_that_is_not_running_is_named_by_its_socket() {
 }
 
 #[test]
-fn what_is_parsed_and_changes_nothing_yet_says_so() {
+fn a_gateway_to_join_by_is_not_needed_where_the_broker_is_reached() {
     let machine = Machine::new();
     let address = machine.init();
     let _broker = machine.start_broker(&address);
     let token = machine.ok(CREATE);
-    let done = machine.run_with_input("join --state-dir a --node a --via gw1", &token);
+    let done = machine.run_with_input("join --state-dir a --node a --via 127.0.0.1", &token);
     assert_eq!(done.code, Some(0), "{done:?}");
-    assert!(done.err.contains("--via gw1"), "{}", done.err);
-    assert!(done.err.contains("has no route agent yet"), "{}", done.err);
+    assert!(
+        done.err.contains("or: causeway routeagent run"),
+        "{}",
+        done.err
+    );
+}
+
+#[test]
+fn a_second_broker_on_a_state_directory_is_told_to_stop_the_first() {
+    let machine = Machine::new();
+    let address = machine.init();
+    let _broker = machine.start_broker(&address);
     let done = machine.run("broker run --no-relay --listen 127.0.0.1:0");
     done.failed(1, &["stop that one"]);
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::bail;
 use node::join::{JoinError, Joined, Options, Step};
-use proto::entry::GrantRole;
 use proto::name::Name;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -118,11 +117,6 @@ async fn narrated(options: Options) -> Result<Joined, JoinError> {
             }
         }
         eprintln!("{step}");
-        if let Step::Next { role, .. } = step
-            && role != GrantRole::Gateway
-        {
-            eprintln!("(this version has no route agent yet; what was stored stays valid)");
-        }
     };
     let mut joining = pin!(node::join::join(options, &mut tell));
     match timeout(QUIET, &mut joining).await {
