@@ -310,10 +310,10 @@ impl Daemon {
                 health.handle_datagram(from, datagram, boottime());
             });
             tokio::select! {
-                // Answers that wait are read before silence is judged.
+                // Answers that wait are read before silence is judged; but whoever sends us a lot
+                // keeps us from nothing.
                 biased;
-                () = receive => {}
-                () = tokio::time::sleep(wait) => self.handle_timeout(),
+                () = signals.next() => break,
                 changed = inputs.view.changed() => {
                     if changed.is_err() {
                         return Err(Error::Ended("the task that follows brokers has ended"));
@@ -321,7 +321,6 @@ impl Daemon {
                     let view = inputs.view.borrow_and_update().clone();
                     self.handle_view(view);
                 }
-                () = signals.next() => break,
                 Some(question) = inputs.questions.recv() => self.handle_question(question),
                 Some(found) = inputs.found.recv() => {
                     if self.place.handle_found(found) {
@@ -335,6 +334,10 @@ impl Daemon {
                     self.is_old = true;
                 }
                 Ok(()) = inputs.changes.next() => self.place.handle_change(boottime()),
+                () = receive => if self.due() <= boottime() {
+                    self.handle_timeout();
+                },
+                () = tokio::time::sleep(wait) => self.handle_timeout(),
             }
         }
         tracing::info!("stopping");

@@ -84,26 +84,20 @@ impl Hellos {
         buffer: &mut [u8],
         each: &mut impl FnMut(SocketAddr, &[u8]),
     ) -> Poll<()> {
-        let mut taken = 0;
+        let mut any = false;
         for (_, socket) in &self.sockets {
-            while taken < MOST {
+            for _ in 0..MOST {
                 let mut into = ReadBuf::new(buffer);
                 match socket.poll_recv_from(context, &mut into) {
-                    Poll::Ready(Ok(from)) => {
-                        taken += 1;
-                        each(from, into.filled());
-                    }
+                    Poll::Ready(Ok(from)) => each(from, into.filled()),
                     // An ICMP error of an earlier datagram: what is silent is judged by its silence.
-                    Poll::Ready(Err(_)) => taken += 1,
+                    Poll::Ready(Err(_)) => {}
                     Poll::Pending => break,
                 }
+                any = true;
             }
         }
-        if taken > 0 {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
+        if any { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
