@@ -72,7 +72,7 @@ pub fn facts(
             listen_port: tunnel.listen_port,
             agents: tunnel.agents.clone(),
             vxlan: Vxlan {
-                port: VXLAN_PORT,
+                port: tunnel.vxlan_port,
                 own: view.identity,
             },
             probes: probe_addresses(&view.identity),
@@ -100,15 +100,13 @@ pub fn is_own(view: &View, address: IpAddr) -> bool {
     longest.is_some_and(|held| held.site == view.site)
 }
 
-/// UDP, where no other is asked for.
-pub const VXLAN_PORT: u16 = 7803;
-
 /// What the mesh does not tell: this node's own, and what its agents say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
     pub tun: String,
     pub lan: Vec<IpAddr>,
     pub listen_port: u16,
+    pub vxlan_port: u16,
     /// Those that are reached by VXLAN.
     pub agents: BTreeMap<PublicKey, Neighbour>,
 }

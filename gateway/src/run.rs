@@ -87,6 +87,8 @@ pub struct Options {
     pub rule_priority: u32,
     /// Value and mask, of outer datagrams.
     pub fwmark: (u32, u32),
+    /// Where agents reach this gateway by VXLAN.
+    pub vxlan_port: u16,
     /// Metrics and health over TCP; `None` for neither.
     pub metrics: Option<SocketAddr>,
     pub open_forward: bool,

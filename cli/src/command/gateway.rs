@@ -93,6 +93,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         table: arguments.kernel.table,
         rule_priority: arguments.kernel.rule_priority,
         fwmark: arguments.kernel.fwmark(),
+        vxlan_port: arguments.kernel.vxlan_port,
         metrics: arguments.metrics.0,
         open_forward: arguments.open_forward,
         metadata: arguments.metadata,

@@ -93,6 +93,7 @@ impl Daemon {
                 tun: self.options.tun.clone(),
                 lan: self.whereabouts.lan().to_vec(),
                 listen_port: self.plane.port,
+                vxlan_port: self.options.vxlan_port,
                 agents: self.hellos.reached(),
             };
             self.routes.tell(&self.view, &place, carriers, &self.mtus);
