@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use node::status::{Broker, Prefix, Problem};
+use node::status::{Broker, Kernel, Prefix, Problem};
 use serde::{Deserialize, Serialize};
 
 pub const SOCKET: &str = "gateway.sock";
@@ -35,6 +35,7 @@ pub struct Status {
     pub broker: Broker,
     pub tun: String,
     pub listen_port: u16,
+    pub kernel: Kernel,
     /// This node's own address in its site.
     pub lan_address: Option<String>,
     /// Where this node stands; empty if nobody said.

@@ -22,6 +22,26 @@ pub struct Broker {
     pub reasons: Vec<String>,
 }
 
+/// Which numbers of the kernel's a daemon was given; the next two tables and the two priorities
+/// before are its own as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kernel {
+    pub table: u32,
+    pub rule_priority: u32,
+    pub vxlan_port: u16,
+}
+
+impl Default for Kernel {
+    fn default() -> Kernel {
+        Kernel {
+            table: 7100,
+            rule_priority: 100,
+            vxlan_port: 7803,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Prefix {

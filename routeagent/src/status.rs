@@ -8,7 +8,7 @@
 //! Fields are only ever added; readers pass over those they do not know, and take a default for
 //! those they miss.
 
-use node::status::{Broker, Prefix, Problem};
+use node::status::{Broker, Kernel, Prefix, Problem};
 use serde::{Deserialize, Serialize};
 
 pub const SOCKET: &str = "agent.sock";
@@ -34,6 +34,7 @@ pub struct Status {
     pub other_lan_address: Option<String>,
     pub region: String,
     pub zone: String,
+    pub kernel: Kernel,
     pub mode: Mode,
     pub gateways: Vec<Gateway>,
     pub prefixes: Vec<Prefix>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use node::status::{Problem, Refusal};
+use node::status::{Kernel, Problem, Refusal};
 use proto::key::WireguardKey;
 use proto::name::Name;
 use tokio::sync::{mpsc, oneshot};
@@ -328,6 +328,11 @@ impl Daemon {
             place: self.whereabouts.place(),
             tun: &self.options.tun,
             port: self.plane.port,
+            kernel: Kernel {
+                table: self.options.table,
+                rule_priority: self.options.rule_priority,
+                vxlan_port: self.options.vxlan_port,
+            },
             uptime: now.saturating_sub(self.begun),
             ready: self.is_ready.load(Ordering::Relaxed),
             drops,

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use node::cloud::Place;
 use node::follow::View;
-use node::status::{Prefix, Problem, broker, broker_problem, millis, vacancy, view_problems};
+use node::status::{
+    Kernel, Prefix, Problem, broker, broker_problem, millis, vacancy, view_problems,
+};
 use proto::key::PublicKey;
 use proto::ledger::{PrefixState, SitePrefix, Standing};
 use proto::name::Name;
@@ -37,6 +39,7 @@ pub(super) struct Facts<'a> {
     pub(super) place: &'a Place,
     pub(super) tun: &'a str,
     pub(super) port: u16,
+    pub(super) kernel: Kernel,
     pub(super) uptime: Duration,
     pub(super) ready: bool,
     pub(super) drops: BTreeMap<String, u64>,
@@ -83,6 +86,7 @@ pub(super) fn status(facts: Facts<'_>) -> Status {
         broker: broker(view),
         tun: facts.tun.to_owned(),
         listen_port: facts.port,
+        kernel: facts.kernel,
         lan_address: facts.lan.first().map(IpAddr::to_string),
         region: facts.place.region.clone(),
         zone: facts.place.zone.clone(),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use node::status::{Prefix, Problem, broker, broker_problem, millis, view_problems};
+use node::status::{Kernel, Prefix, Problem, broker, broker_problem, millis, view_problems};
 use proto::key::PublicKey;
 use proto::ledger::{PrefixState, SitePrefix};
 
@@ -40,6 +40,11 @@ impl Daemon {
             other_lan_address: text(self.place.other()),
             region: self.standing.region.clone(),
             zone: self.standing.zone.clone(),
+            kernel: Kernel {
+                table: self.options.table,
+                rule_priority: self.options.rule_priority,
+                vxlan_port: self.options.vxlan_port,
+            },
             mode: self.show_mode(),
             gateways: self.show_gateways(now),
             prefixes: view
