@@ -3,6 +3,9 @@
 //! A gateway that dies is taken out of all groups by the kernel, with one request. For that the
 //! routes must go on naming the group they name, though another set of gateways is in it now. So a
 //! group is not known by its members: those that routes name already stay, as long as these agree.
+//!
+//! No group serves both families: the kernel refuses IPv4 hops in a group that a route of IPv6
+//! names, and both may want the same members now and others in the next moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +14,7 @@ use ip_network::IpNetwork;
 use super::leads::free;
 use crate::diff::Found;
 use crate::settings::{GROUP_BASE, Kernel, Settings};
-use crate::wanted::{Group, Nexthop, To, Way};
+use crate::wanted::{Family, Group, Nexthop, To, Way};
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Assigned {
@@ -19,9 +22,13 @@ pub(super) struct Assigned {
     pub(super) groups: BTreeMap<u32, Group>,
 }
 
+/// Groups that stay or come, with whose they are.
+type Kept = BTreeMap<u32, (Family, Group)>;
+type Members = BTreeMap<IpNetwork, BTreeSet<u32>>;
+
 /// `members` are numbers of next hops.
 pub(super) fn assign(
-    members: &BTreeMap<IpNetwork, BTreeSet<u32>>,
+    members: &Members,
     found: &Found,
     settings: &Settings,
     kernel: Kernel,
@@ -32,32 +39,41 @@ pub(super) fn assign(
     adopt(members, &there, &mut kept, kernel);
     let mut used: BTreeSet<u32> = found.nexthops.keys().copied().collect();
     used.extend(&found.foreign_nexthops);
-    let mut by_members: BTreeMap<BTreeSet<u32>, u32> = BTreeMap::new();
-    for (id, group) in &kept {
-        by_members.entry(group.members.clone()).or_insert(*id);
+    let mut by_members: BTreeMap<(Family, BTreeSet<u32>), u32> = BTreeMap::new();
+    for (id, (family, group)) in &kept {
+        let key = (*family, group.members.clone());
+        by_members.entry(key).or_insert(*id);
     }
     let mut of = BTreeMap::new();
     for (prefix, set) in members {
+        let key = (family(prefix), set.clone());
         let own = named.get(prefix).filter(|id| is(&kept, id, set));
-        let id = match own.or_else(|| by_members.get(set)) {
+        let id = match own.or_else(|| by_members.get(&key)) {
             Some(id) => *id,
             None => {
-                let id = free(GROUP_BASE, &bytes(set), &used);
+                let id = free(GROUP_BASE, &bytes(&key), &used);
                 used.insert(id);
-                by_members.insert(set.clone(), id);
-                kept.insert(id, group(set, kernel));
+                kept.insert(id, (key.0, group(set, kernel)));
+                by_members.insert(key, id);
                 id
             }
         };
         of.insert(*prefix, id);
     }
     let wanted: BTreeSet<u32> = of.values().copied().collect();
-    kept.retain(|id, _| wanted.contains(id));
-    Assigned { of, groups: kept }
+    let kept = kept.into_iter().filter(|(id, _)| wanted.contains(id));
+    Assigned {
+        of,
+        groups: kept.map(|(id, (_, group))| (id, group)).collect(),
+    }
 }
 
-fn is(kept: &BTreeMap<u32, Group>, id: &u32, set: &BTreeSet<u32>) -> bool {
-    kept.get(id).is_some_and(|group| group.members == *set)
+fn family(prefix: &IpNetwork) -> Family {
+    Family::of(prefix.network_address())
+}
+
+fn is(kept: &Kept, id: &u32, set: &BTreeSet<u32>) -> bool {
+    kept.get(id).is_some_and(|(_, group)| group.members == *set)
 }
 
 fn group(set: &BTreeSet<u32>, kernel: Kernel) -> Group {
@@ -81,9 +97,10 @@ fn groups(found: &Found, kernel: Kernel) -> BTreeMap<u32, &Group> {
         .collect()
 }
 
-/// The group that the route of each prefix names now.
+/// The group that the route of each prefix names now. One that IPv6 names is no other's, whatever
+/// an earlier release made of it.
 fn named(
-    members: &BTreeMap<IpNetwork, BTreeSet<u32>>,
+    members: &Members,
     found: &Found,
     settings: &Settings,
     there: &BTreeMap<u32, &Group>,
@@ -91,29 +108,36 @@ fn named(
     let routes = found.routes.iter().filter_map(|(place, way)| match way {
         Way::Leads {
             to: To::Group(id), ..
-        } if place.table == settings.table => Some((place.prefix, *id)),
+        } => Some((place, *id)),
         Way::Leads { .. } | Way::Unreachable | Way::Strange => None,
     });
+    let of_v6 = routes.clone();
+    let of_v6 = of_v6.filter(|(place, _)| family(&place.prefix) == Family::V6);
+    let of_v6: BTreeSet<u32> = of_v6.map(|(_, id)| id).collect();
     routes
-        .filter(|(prefix, id)| members.contains_key(prefix) && there.contains_key(id))
+        .filter(|(place, id)| place.table == settings.table && there.contains_key(id))
+        .map(|(place, id)| (place.prefix, id))
+        .filter(|(prefix, _)| members.contains_key(prefix))
+        .filter(|(prefix, id)| family(prefix) == Family::V6 || !of_v6.contains(id))
         .collect()
 }
 
 /// Each group becomes what those that name it want: as it is for whoever wants it so, else for most.
 fn keep(
-    members: &BTreeMap<IpNetwork, BTreeSet<u32>>,
+    members: &Members,
     named: &BTreeMap<IpNetwork, u32>,
     there: &BTreeMap<u32, &Group>,
     kernel: Kernel,
-) -> BTreeMap<u32, Group> {
+) -> Kept {
     let alive: BTreeSet<u32> = members.values().flatten().copied().collect();
-    let mut votes: BTreeMap<u32, BTreeMap<&BTreeSet<u32>, usize>> = BTreeMap::new();
+    let mut votes: BTreeMap<(u32, Family), BTreeMap<&BTreeSet<u32>, usize>> = BTreeMap::new();
     for (prefix, id) in named {
         if let Some(set) = members.get(prefix) {
-            *votes.entry(*id).or_default().entry(set).or_default() += 1;
+            let votes = votes.entry((*id, family(prefix))).or_default();
+            *votes.entry(set).or_default() += 1;
         }
     }
-    let kept = votes.into_iter().filter_map(|(id, votes)| {
+    let kept = votes.into_iter().filter_map(|((id, family), votes)| {
         let living: BTreeSet<u32> = there
             .get(&id)?
             .members
@@ -124,28 +148,32 @@ fn keep(
             Some((set, _)) => *set,
             None => *votes.iter().max_by_key(|(_, count)| **count)?.0,
         };
-        Some((id, group(set, kernel)))
+        Some((id, (family, group(set, kernel))))
     });
     kept.collect()
 }
 
 /// Groups that no route names any more, as after a flush, serve those that want just them.
-fn adopt(
-    members: &BTreeMap<IpNetwork, BTreeSet<u32>>,
-    there: &BTreeMap<u32, &Group>,
-    kept: &mut BTreeMap<u32, Group>,
-    kernel: Kernel,
-) {
-    let wanted: BTreeSet<&BTreeSet<u32>> = members.values().collect();
-    for set in wanted {
-        let exists = kept.values().any(|group| group.members == *set);
+fn adopt(members: &Members, there: &BTreeMap<u32, &Group>, kept: &mut Kept, kernel: Kernel) {
+    let wanted = members
+        .iter()
+        .map(|(prefix, set)| (family(prefix), set))
+        .collect::<BTreeSet<_>>();
+    for (family, set) in wanted {
+        let is_it = |(of, group): &(Family, Group)| *of == family && group.members == *set;
+        let exists = kept.values().any(is_it);
         let fits = |(id, there): &(&u32, &&Group)| !kept.contains_key(id) && there.members == *set;
         if !exists && let Some((id, _)) = there.iter().find(fits) {
-            kept.insert(*id, group(set, kernel));
+            kept.insert(*id, (family, group(set, kernel)));
         }
     }
 }
 
-fn bytes(set: &BTreeSet<u32>) -> Vec<u8> {
-    set.iter().flat_map(|id| id.to_be_bytes()).collect()
+fn bytes((family, set): &(Family, BTreeSet<u32>)) -> Vec<u8> {
+    let family = match family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    };
+    let ids = set.iter().flat_map(|id| id.to_be_bytes());
+    ids.chain([family]).collect()
 }

@@ -266,6 +266,29 @@ fn apply(found: &mut Found, changes: &[Change]) {
             Change::AddRule(rule) => assert!(found.rules.insert(rule), "{change}"),
             Change::RemoveRule(rule) => assert!(found.rules.remove(&rule), "{change}"),
         }
+        check_groups(found, change);
+    }
+}
+
+/// As a kernel asks for it: what a route names is there, and a route of IPv6 names no hop of IPv4.
+fn check_groups(found: &Found, change: &Change) {
+    for (place, way) in &found.routes {
+        let Way::Leads {
+            to: To::Group(id), ..
+        } = way
+        else {
+            continue;
+        };
+        let Some(Nexthop::Group(group)) = found.nexthops.get(id) else {
+            panic!("{change}: {} names {id}, which is no group", place.prefix);
+        };
+        for member in &group.members {
+            let Some(Nexthop::Hop(hop)) = found.nexthops.get(member) else {
+                panic!("{change}: {member} in {id} is no hop");
+            };
+            let refused = matches!(place.prefix, IpNetwork::V6(_)) && hop.via.is_ipv4();
+            assert!(!refused, "{change}: {} gets {}", place.prefix, hop.via);
+        }
     }
 }
 

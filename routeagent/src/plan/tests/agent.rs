@@ -97,27 +97,33 @@ fn an_agent_wants_this() {
     let mut found = Found::default();
     ready(&facts, &mut found);
     let wanted = super::super::plan(&facts, &lan_ground(), &found, &Settings::default());
-    let group = wanted
-        .nexthops
-        .iter()
-        .find_map(|(id, nexthop)| match nexthop {
-            Nexthop::Group(group) => Some((*id, group.to_string())),
-            Nexthop::Hop(_) => None,
-        });
-    let (id, members) = group.unwrap();
+    let groups = wanted.nexthops.iter();
+    let groups = groups.filter_map(|(id, nexthop)| match nexthop {
+        Nexthop::Group(group) => Some((*id, group.to_string())),
+        Nexthop::Hop(_) => None,
+    });
     let text = wanted.to_string();
-    let (own, other) = (Mac::of(&key(1)), Mac::of(&key(12)));
+    let groups: Vec<(u32, String)> = groups.collect();
+    // Of the same two gateways, and one for each family all the same.
+    let [(one, members), (other, same)] = &groups[..] else {
+        panic!("{groups:?}");
+    };
+    assert_eq!(members, same);
+    let is_v4 = text.contains(&format!("\n10.2.0.0/16 nhid {one} "));
+    let (id4, id6) = if is_v4 { (one, other) } else { (other, one) };
+    let (own, theirs) = (Mac::of(&key(1)), Mac::of(&key(12)));
     let hop = next_hop(&key(12));
     for line in [
         format!(
             "causeway-vx: mtu 1450 vxlan id 7803 local 10.1.0.1 dstport 7803 nolearning address {own}"
         ),
-        format!("{other} dev causeway-vx dst 10.1.0.12 self static"),
-        format!("{hop} dev causeway-vx lladdr {other} PERMANENT"),
-        format!("id {id} group {members} proto 199"),
-        format!("10.2.0.0/16 nhid {id} table 7100 proto 199 src 10.1.0.1"),
-        format!("10.2.0.0/16 nhid {id} table 7101 proto 199 src 10.1.0.1 mtu 1400"),
-        format!("fd00:2::/32 nhid {id} table 7101 proto 199 src fd00:1::1 metric 1024 mtu 1400"),
+        format!("{theirs} dev causeway-vx dst 10.1.0.12 self static"),
+        format!("{hop} dev causeway-vx lladdr {theirs} PERMANENT"),
+        format!("id {id4} group {members} proto 199"),
+        format!("id {id6} group {members} proto 199"),
+        format!("10.2.0.0/16 nhid {id4} table 7100 proto 199 src 10.1.0.1"),
+        format!("10.2.0.0/16 nhid {id4} table 7101 proto 199 src 10.1.0.1 mtu 1400"),
+        format!("fd00:2::/32 nhid {id6} table 7101 proto 199 src fd00:1::1 metric 1024 mtu 1400"),
         "unreachable 10.2.0.0/16 proto 199 metric 4294967295".to_owned(),
         "net.ipv4.fib_multipath_hash_policy = 1 or 2 or 3".to_owned(),
     ] {
@@ -145,7 +151,8 @@ fn a_death_is_one_change_and_so_is_a_return_after_its_next_hop() {
         assert!(death.iter().all(is_removal), "{death:?}");
         check(&agent(mode, &alone), &found);
         let back = go(&agent(mode, &BOTH), &mut found);
-        assert_eq!(back.len(), 2 * hops, "{back:?}");
+        // And the group of each family.
+        assert_eq!(back.len(), hops + 2, "{back:?}");
         check(&agent(mode, &BOTH), &found);
     }
 }
@@ -181,7 +188,7 @@ fn numbers_of_others_are_left_to_them() {
     };
     go(&facts, &mut taken);
     check(&facts, &taken);
-    assert_eq!(taken.nexthops.len(), 3);
+    assert_eq!(taken.nexthops.len(), 4);
     assert!(
         taken
             .foreign_nexthops
@@ -258,6 +265,27 @@ fn what_is_sent_to_a_gateway_is_not_sent_through_it() {
     let facts = agent(Mode::Vxlan, &[("10.1.0.11/32", &[11])]);
     let covered = refusal(&facts, "10.1.0.11/32".parse().unwrap());
     assert_eq!(covered.unwrap().to_string(), "10.1.0.11/32");
+}
+
+/// What an earlier release may have left: one group that routes of both families name.
+#[test]
+fn a_group_that_both_families_name_is_taken_apart() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let mut found = Found::default();
+        go(&agent(Mode::Vxlan, &BOTH), &mut found);
+        let ways = found.routes.values_mut().filter_map(|way| match way {
+            Way::Leads {
+                to: To::Group(id), ..
+            } => Some(id),
+            Way::Leads { .. } | Way::Unreachable | Way::Strange => None,
+        });
+        let mut ids: Vec<&mut u32> = ways.collect();
+        let (shared, other) = (*ids[0], **ids.iter().find(|id| ***id != *ids[0]).unwrap());
+        ids.iter_mut().for_each(|id| **id = shared);
+        found.nexthops.remove(&other);
+        go(&agent(mode, &BOTH), &mut found);
+        check(&agent(mode, &BOTH), &found);
+    }
 }
 
 /// Any state is reached from any other in one round, and no change takes routes along with it.
