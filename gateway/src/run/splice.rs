@@ -2,7 +2,9 @@
 //! through here. Only brokers of the mesh are connected to, whatever is asked for; what passes is
 //! TLS between the two ends.
 
+mod dials;
 mod seats;
+mod source;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,12 +21,14 @@ use proto::splice::{self, Verdict};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, tcp};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::io::boottime;
 use crate::roster;
+use dials::Dials;
 use seats::{Number, Seats};
+use source::Source;
 
 /// For the call, once a connection is open.
 const CALL_WITHIN: Duration = Duration::from_secs(5);
@@ -36,12 +40,14 @@ const BUFFER: usize = 8 << 10;
 /// An address may be about to come, and a port about to become free.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// What network an address is of is asked no more often: a host may have thousands of interfaces.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Ends with all its connections when dropped.
 pub(super) struct Splice {
     lan: watch::Sender<Vec<IpAddr>>,
     refused: Arc<Refused>,
-    task: JoinHandle<()>,
+    _task: Ended,
 }
 
 /// Why an address has no listener.
@@ -52,6 +58,7 @@ struct Service {
     view: watch::Receiver<Arc<View>>,
     mark: u32,
     seats: Mutex<Seats<AbortHandle>>,
+    dials: Mutex<Dials>,
 }
 
 impl Splice {
@@ -62,9 +69,17 @@ impl Splice {
             view,
             mark,
             seats: Mutex::default(),
+            dials: Mutex::default(),
         });
-        let task = tokio::spawn(listen_on_all(addresses, service, refused.clone()));
-        Splice { lan, refused, task }
+        let serving = listen_on_all(addresses, service.clone(), refused.clone());
+        // Both end together.
+        let task =
+            tokio::spawn(async { tokio::join!(serving, end_when_put_out(service)) }).abort_handle();
+        Splice {
+            lan,
+            refused,
+            _task: Ended(task),
+        }
     }
 
     /// This node's addresses in its site, as they are now.
@@ -85,12 +100,6 @@ impl Splice {
             format!("see what has the port (`ss -ltnp sport = {}`); it is tried again all the time", splice::PORT),
         ));
         all.collect()
-    }
-}
-
-impl Drop for Splice {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -118,6 +127,23 @@ async fn listen_on_all(
     }
 }
 
+/// A gateway that is put out of the mesh passes on nothing more, not even what has begun.
+async fn end_when_put_out(service: Arc<Service>) {
+    let mut view = service.view.clone();
+    loop {
+        if !may_serve(view.borrow_and_update().standing) {
+            service.seats().clear().for_each(|goes| goes.abort());
+        }
+        if view.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+const fn may_serve(standing: Standing) -> bool {
+    matches!(standing, Standing::Good | Standing::Quarantined)
+}
+
 /// Ends a task with its owner.
 struct Ended(AbortHandle);
 
@@ -136,9 +162,10 @@ async fn listen(address: IpAddr, service: Arc<Service>, refused: Arc<Refused>) {
         sleep(TRY_AGAIN).await;
     };
     told(&refused).remove(&address);
+    let mut near = Near::of(address);
     loop {
         match listener.accept().await {
-            Ok((stream, from)) => take(&service, stream, from.ip().to_canonical(), address),
+            Ok((stream, from)) => take(&service, stream, from.ip().to_canonical(), &mut near),
             Err(error) => {
                 // A shortage of descriptors passes; until then this must not be a busy loop.
                 tracing::debug!("splice: cannot take a connection: {error}");
@@ -159,32 +186,29 @@ fn told(refused: &Refused) -> MutexGuard<'_, BTreeMap<IpAddr, String>> {
     refused.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn take(service: &Arc<Service>, stream: TcpStream, from: IpAddr, at: IpAddr) {
-    let verdict = service.judge(from, at);
-    if let Some(verdict) = verdict {
-        return refuse(stream, verdict);
+fn take(service: &Arc<Service>, stream: TcpStream, from: IpAddr, near: &mut Near) {
+    // Until it is known by its seat: what it rests on may be taken away meanwhile.
+    let mut seats = service.seats();
+    let now = boottime();
+    let taken = service.judge(from, near, now).and_then(|source| {
+        let taken = seats.take(source, now);
+        let (number, goes) = taken.map_err(|seats::Full| Verdict::Full)?;
+        Ok((source, number, goes))
+    });
+    let (source, number, goes) = match taken {
+        Ok(taken) => taken,
+        Err(verdict) => return refuse(stream, verdict),
+    };
+    if let Some(goes) = goes {
+        goes.abort();
     }
     let serving = service.clone();
-    // It waits until it is known by its seat.
-    let mut seats = service.seats();
-    let number = match seats.take(from, boottime()) {
-        Ok((number, goes)) => {
-            if let Some(goes) = goes {
-                goes.abort();
-            }
-            number
-        }
-        Err(seats::Full) => {
-            drop(seats);
-            return refuse(stream, Verdict::Full);
-        }
-    };
     let task = tokio::spawn(async move {
         let _seat = Seat {
             service: serving.clone(),
             number,
         };
-        if let Err(why) = serving.serve(stream).await {
+        if let Err(why) = serving.serve(stream, source).await {
             tracing::debug!(%from, "splice: {why}");
         }
     });
@@ -213,25 +237,30 @@ impl Service {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Before anything is read: whether a caller from there has a say here at all.
-    fn judge(&self, from: IpAddr, at: IpAddr) -> Option<Verdict> {
+    /// Before anything is read: whether a caller from there has a say here at all, and as whom.
+    fn judge(&self, from: IpAddr, near: &mut Near, now: Duration) -> Result<Source, Verdict> {
         let view = self.view.borrow();
-        if !matches!(view.standing, Standing::Good | Standing::Quarantined) {
-            return Some(Verdict::PutOut);
+        if !may_serve(view.standing) {
+            return Err(Verdict::PutOut);
         }
-        let own = roster::is_own(&view, from);
-        let is_near = || segment_of(at).is_some_and(|segment| segment.contains(from));
-        (!own && !is_near()).then_some(Verdict::Stranger)
+        if !roster::is_own(&view, from) && !near.contains(from, now) {
+            return Err(Verdict::Stranger);
+        }
+        let is_known = || {
+            let mut peers = view.peers.values();
+            peers.any(|peer| peer.lan_address == Some(from) && peer.node.record.site == view.site)
+        };
+        Ok(Source::of(from, from.is_ipv6() && is_known()))
     }
 
-    async fn serve(&self, mut caller: TcpStream) -> Result<(), String> {
+    async fn serve(&self, mut caller: TcpStream, source: Source) -> Result<(), String> {
         let mut call = [0; splice::CALL];
         match timeout(CALL_WITHIN, caller.read_exact(&mut call)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(format!("no call: {error}")),
             Err(_) => return Err("no call in time".to_owned()),
         }
-        let broker = match self.connect(&call).await {
+        let broker = match self.connect(&call, source).await {
             Ok(broker) => broker,
             Err(verdict) => {
                 refuse(caller, verdict);
@@ -247,8 +276,18 @@ impl Service {
             .map_err(|error| error.to_string())
     }
 
+    fn may_dial(&self, source: Source) -> bool {
+        let dials = self.dials.lock();
+        let mut dials = dials.unwrap_or_else(PoisonError::into_inner);
+        dials.take(source, boottime())
+    }
+
     /// To the broker with that key, at an address that this node knows of itself.
-    async fn connect(&self, call: &[u8; splice::CALL]) -> Result<TcpStream, Verdict> {
+    async fn connect(
+        &self,
+        call: &[u8; splice::CALL],
+        source: Source,
+    ) -> Result<TcpStream, Verdict> {
         let key = splice::read_call(call).ok_or(Verdict::Malformed)?;
         let addresses: Vec<String> = {
             let view = self.view.borrow();
@@ -258,6 +297,9 @@ impl Service {
         };
         if addresses.is_empty() {
             return Err(Verdict::UnknownBroker);
+        }
+        if !self.may_dial(source) {
+            return Err(Verdict::Full);
         }
         let dialling = async {
             for address in addresses {
@@ -270,6 +312,31 @@ impl Service {
         };
         let dialled = timeout(DIAL_WITHIN, dialling).await;
         dialled.ok().flatten().ok_or(Verdict::Unreachable)
+    }
+}
+
+/// The network around one of this node's addresses.
+struct Near {
+    at: IpAddr,
+    segment: Option<IpNetwork>,
+    looked: Duration,
+}
+
+impl Near {
+    fn of(at: IpAddr) -> Near {
+        Near {
+            at,
+            segment: segment_of(at),
+            looked: boottime(),
+        }
+    }
+
+    fn contains(&mut self, address: IpAddr, now: Duration) -> bool {
+        if now.saturating_sub(self.looked) >= LOOK_AGAIN {
+            (self.segment, self.looked) = (segment_of(self.at), now);
+        }
+        self.segment
+            .is_some_and(|segment| segment.contains(address))
     }
 }
 
@@ -332,5 +399,74 @@ async fn carry(
         heard.store(millis(), Ordering::Relaxed);
         let written = timeout(IDLE, to.write_all(&buffer[..len])).await;
         written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::key::{Hash, SigningKey};
+    use proto::ledger::{PrefixState, SitePrefix};
+    use proto::token::TokenBroker;
+
+    use super::*;
+
+    fn view(broker: SocketAddr) -> View {
+        let key = SigningKey::from_seed(&[7; 32]).public();
+        let prefix = SitePrefix {
+            prefix: "127.0.0.0/8".parse().unwrap(),
+            site: "here".parse().unwrap(),
+            service: false,
+            number: 1,
+            state: PrefixState::Owned,
+        };
+        View {
+            mesh: Hash([0; 32]),
+            site: "here".parse().unwrap(),
+            node: "gate".parse().unwrap(),
+            identity: key,
+            standing: Standing::Good,
+            peers: BTreeMap::new(),
+            prefixes: Arc::new(vec![prefix]),
+            cut_off: Arc::default(),
+            contacts: Arc::new(vec![TokenBroker {
+                address: broker.to_string(),
+                key,
+            }]),
+            brokers: Arc::default(),
+            heads: Arc::default(),
+            knowledge: Arc::default(),
+            problems: Vec::new(),
+            broker: node::follow::BrokerState::Cached {
+                reasons: Vec::new(),
+            },
+            stores: Vec::new(),
+            last_sync: None,
+            refused: node::follow::Refused::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_is_revoked_ends_what_passes_through_it() {
+        let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (views, known) = watch::channel(Arc::new(view(broker.local_addr().unwrap())));
+        let splice = Splice::start(known, 0);
+        // Of this test alone.
+        let gateway: IpAddr = "127.78.2.83".parse().unwrap();
+        splice.handle_lan(&[gateway]);
+        let mut caller = loop {
+            match TcpStream::connect((gateway, splice::PORT)).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let key = views.borrow().identity;
+        caller.write_all(&splice::call(&key)).await.unwrap();
+        let (_broker, _) = broker.accept().await.unwrap();
+        assert_eq!(caller.read_u8().await.unwrap(), Verdict::Connected.byte());
+        views.send_modify(|view| Arc::make_mut(view).standing = Standing::Revoked);
+        let ended = timeout(IDLE / 2, caller.read_u8()).await;
+        assert!(ended.expect("it is held on").is_err());
+        let mut next = TcpStream::connect((gateway, splice::PORT)).await.unwrap();
+        assert_eq!(next.read_u8().await.unwrap(), Verdict::PutOut.byte());
     }
 }

@@ -6,12 +6,11 @@
 //! been taken by a broker, which lets nobody wait for long who does not say who it is.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::time::Duration;
 
+use super::source::Source;
+
 pub(super) const MOST: usize = 1024;
-/// A node has a daemon with a session for each store, and commands beside it.
-pub(super) const MOST_OF_A_SOURCE: usize = 16;
 /// Longer than a broker waits for whoever does not say who it is.
 pub(super) const SETTLED: Duration = Duration::from_secs(20);
 
@@ -25,11 +24,11 @@ pub(super) struct Seats<T> {
     next: Number,
     /// In the order in which they came.
     taken: BTreeMap<Number, Taken<T>>,
-    by_source: HashMap<IpAddr, usize>,
+    by_source: HashMap<Source, usize>,
 }
 
 struct Taken<T> {
-    source: IpAddr,
+    source: Source,
     since: Duration,
     holder: Option<T>,
 }
@@ -48,11 +47,11 @@ impl<T> Seats<T> {
     /// A seat, and who has to go for it.
     pub(super) fn take(
         &mut self,
-        source: IpAddr,
+        source: Source,
         now: Duration,
     ) -> Result<(Number, Option<T>), Full> {
         let of_source = self.by_source.get(&source).copied().unwrap_or(0);
-        let goes = if of_source >= MOST_OF_A_SOURCE {
+        let goes = if of_source >= source.seats() {
             Some(self.oldest_unsettled(now, |of| of == source).ok_or(Full)?)
         } else if self.taken.len() >= MOST {
             let busiest = self.busiest_unsettled(now).ok_or(Full)?;
@@ -91,19 +90,27 @@ impl<T> Seats<T> {
         gone.holder
     }
 
-    fn unsettled(&self, now: Duration) -> impl Iterator<Item = (&Number, &Taken<T>)> {
+    /// Everybody who is here has to go.
+    pub(super) fn clear(&mut self) -> impl Iterator<Item = T> + use<T> {
+        self.by_source.clear();
+        let gone = std::mem::take(&mut self.taken).into_values();
+        gone.filter_map(|taken| taken.holder)
+    }
+
+    fn unsettled(&self, now: Duration) -> impl DoubleEndedIterator<Item = (&Number, &Taken<T>)> {
         let all = self.taken.iter();
         all.filter(move |(_, taken)| now.saturating_sub(taken.since) < SETTLED)
     }
 
-    fn oldest_unsettled(&self, now: Duration, of: impl Fn(IpAddr) -> bool) -> Option<Number> {
+    fn oldest_unsettled(&self, now: Duration, of: impl Fn(Source) -> bool) -> Option<Number> {
         let mut all = self.unsettled(now);
         all.find(|(_, taken)| of(taken.source))
             .map(|(number, _)| *number)
     }
 
-    fn busiest_unsettled(&self, now: Duration) -> Option<IpAddr> {
-        let all = self.unsettled(now);
+    /// Of equals the one that came first: a newcomer is not thrown out by whoever comes next.
+    fn busiest_unsettled(&self, now: Duration) -> Option<Source> {
+        let all = self.unsettled(now).rev();
         all.map(|(_, taken)| taken.source)
             .max_by_key(|source| self.by_source.get(source).copied())
     }
@@ -115,8 +122,11 @@ mod tests {
 
     const START: Duration = Duration::from_secs(1000);
 
-    fn source(number: u32) -> IpAddr {
-        std::net::Ipv4Addr::from_bits(0x0a01_0000 + number).into()
+    fn source(number: u32) -> Source {
+        Source::of(
+            std::net::Ipv4Addr::from_bits(0x0a01_0000 + number).into(),
+            false,
+        )
     }
 
     fn take(seats: &mut Seats<Number>, of: u32, now: Duration) -> Result<Option<Number>, Full> {
@@ -129,7 +139,7 @@ mod tests {
     fn a_source_with_too_many_loses_its_oldest_and_nobody_elses() {
         let mut seats = Seats::default();
         assert_eq!(take(&mut seats, 1, START), Ok(None));
-        for _ in 0..MOST_OF_A_SOURCE {
+        for _ in 0..source(1).seats() {
             assert_eq!(take(&mut seats, 2, START), Ok(None));
         }
         assert_eq!(take(&mut seats, 2, START), Ok(Some(1)));
@@ -151,9 +161,35 @@ mod tests {
     }
 
     #[test]
+    fn a_newcomer_stays_as_long_as_those_before_it_who_have_no_more_than_it() {
+        let mut seats = Seats::default();
+        for number in 0..MOST as u32 {
+            assert_eq!(take(&mut seats, number, START), Ok(None));
+        }
+        // The honest one, and then more of those who have an address for each connection.
+        assert_eq!(take(&mut seats, 5000, START), Ok(Some(0)));
+        for number in 0..MOST as u32 - 1 {
+            let goes = take(&mut seats, 6000 + number, START).unwrap();
+            assert_eq!(goes, Some(Number::from(number) + 1));
+        }
+    }
+
+    #[test]
+    fn all_can_be_sent_away() {
+        let mut seats = Seats::default();
+        for number in 0..3 {
+            take(&mut seats, number, START).unwrap();
+        }
+        assert_eq!(seats.clear().collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(seats.leave(1), None, "it has left");
+        assert_eq!(take(&mut seats, 1, START), Ok(None));
+        assert_eq!(seats.by_source.len(), 1);
+    }
+
+    #[test]
     fn those_who_have_settled_stay() {
         let mut seats = Seats::default();
-        for _ in 0..MOST_OF_A_SOURCE {
+        for _ in 0..source(1).seats() {
             take(&mut seats, 1, START).unwrap();
         }
         let later = START + SETTLED;
