@@ -7,11 +7,13 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 
 use ip_network::IpNetwork;
 
 use crate::guard::Hook;
 use crate::netlink::nft::Nft;
+use crate::settings::TABLE_NAME;
 use crate::wanted::Family;
 
 mod attributes;
@@ -51,6 +53,8 @@ pub struct Packets {
     pub destination_is_own: bool,
     pub input: Option<String>,
     pub output: Option<String>,
+    /// Who gets them next: a router, or the destination itself.
+    pub next_hop: Option<IpAddr>,
     /// 6 is TCP, 17 UDP.
     pub protocol: Option<u8>,
     pub source_port: Option<u16>,
@@ -126,6 +130,7 @@ impl Packets {
             destination_is_own: false,
             input: None,
             output: None,
+            next_hop: None,
             protocol: None,
             source_port: None,
             port: None,
@@ -146,7 +151,13 @@ impl Ruleset {
     /// Of the calling thread's network namespace.
     pub fn read() -> io::Result<Ruleset> {
         let nft = Nft::new()?;
-        read::ruleset(&nft)
+        read::ruleset(&nft, false)
+    }
+
+    /// With our own among them, for the way of one packet.
+    pub fn read_whole() -> io::Result<Ruleset> {
+        let nft = Nft::new()?;
+        read::ruleset(&nft, true)
     }
 
     /// Rules and policies that drop `packets`, in the order of their way.
@@ -264,6 +275,13 @@ impl Ruleset {
         } else {
             Program::Nft
         }
+    }
+}
+
+impl ForeignRule {
+    /// Found by [`Ruleset::read_whole`] alone.
+    pub fn is_ours(&self) -> bool {
+        (self.family, self.table.as_str()) == ("inet", TABLE_NAME)
     }
 }
 

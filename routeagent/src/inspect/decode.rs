@@ -194,6 +194,7 @@ impl Reader {
             "meta" => self.meta(data),
             "ct" => self.conntrack(data),
             "fib" => self.fib(data),
+            "rt" => self.route(data),
             "bitwise" => self.bitwise(data),
             "cmp" => self.compare(data),
             "range" => self.range(data),
@@ -231,7 +232,7 @@ impl Reader {
 
     /// What loads something only makes that unknown; what decides may hold or not.
     fn unknown(&mut self, name: &str, data: Attributes<'_>) {
-        let loads = ["numgen", "hash", "rt", "socket", "osf", "xfrm", "tunnel"];
+        let loads = ["numgen", "hash", "socket", "osf", "xfrm", "tunnel"];
         if (loads.contains(&name) || name == "exthdr" || name == "byteorder")
             && let Some(register) = data.number(if name == "byteorder" { 2 } else { 1 })
         {
@@ -310,6 +311,15 @@ impl Reader {
             _ => Field::Other("fib".to_owned()),
         };
         self.load(data.number(1)?, field, 4)
+    }
+
+    fn route(&mut self, data: Attributes<'_>) -> Option<()> {
+        let (field, len) = match data.number(2)? {
+            1 => (Field::NextHop, 4),
+            2 => (Field::NextHop, 16),
+            _ => (Field::Other("rt".to_owned()), 4),
+        };
+        self.load(data.number(1)?, field, len)
     }
 
     fn bitwise(&mut self, data: Attributes<'_>) -> Option<()> {

@@ -19,13 +19,13 @@ const ROUTED: [u8; 3] = [1, 2, 10];
 /// Sets that are read; rules that ask others may hold or not.
 const SETS: usize = 500;
 
-pub(super) fn ruleset(nft: &Nft) -> io::Result<Ruleset> {
+pub(super) fn ruleset(nft: &Nft, with_ours: bool) -> io::Result<Ruleset> {
     let refused = |refused: Refused| {
         let told = refused.to_string();
         io::Error::new(refused.error.kind(), told)
     };
     let mut rules = Rules::default();
-    let asked = objects(nft, &mut rules).map_err(refused)?;
+    let asked = objects(nft, &mut rules, with_ours).map_err(refused)?;
     for (family, set, table) in asked.into_iter().take(SETS) {
         // One that went away meanwhile is not known, which is what it is.
         if let Ok(elements) = elements(nft, family, &table, &set) {
@@ -46,15 +46,21 @@ pub(super) fn ruleset(nft: &Nft) -> io::Result<Ruleset> {
 }
 
 /// Chains and rules; told is which sets they ask.
-fn objects(nft: &Nft, rules: &mut Rules) -> Result<BTreeSet<(u8, String, String)>, Refused> {
-    let is_of_others = |key: &Key| {
-        ROUTED.contains(&key.0) && key.1 != TABLE_NAME && !key.1.starts_with(TRACE_TABLE)
+fn objects(
+    nft: &Nft,
+    rules: &mut Rules,
+    with_ours: bool,
+) -> Result<BTreeSet<(u8, String, String)>, Refused> {
+    let is_asked_for = |key: &Key| {
+        ROUTED.contains(&key.0)
+            && (with_ours || key.1 != TABLE_NAME)
+            && !key.1.starts_with(TRACE_TABLE)
     };
     let chains = NfTablesMessage::GetChain(ChainMessage { attributes: vec![] });
     for raw in nft.dump_raw(NetfilterProtoFamily::Unspec, &chains)? {
         rules
             .chains
-            .extend(decode::chain(&raw).filter(|(key, _)| is_of_others(key)));
+            .extend(decode::chain(&raw).filter(|(key, _)| is_asked_for(key)));
     }
     let all = NfTablesMessage::GetRule(RuleMessage { attributes: vec![] });
     let mut asked = BTreeSet::new();

@@ -93,6 +93,8 @@ pub(super) enum Field {
     OutputName,
     InputIndex,
     OutputIndex,
+    /// Of the route, by family: 4 or 16 bytes.
+    NextHop,
     Mark,
     Family,
     EtherType,
@@ -272,6 +274,7 @@ impl fmt::Display for Field {
             Field::OutputName => "oifname",
             Field::InputIndex => "iif",
             Field::OutputIndex => "oif",
+            Field::NextHop => "rt nexthop",
             Field::Mark => "meta mark",
             Field::Family => "meta nfproto",
             Field::EtherType => "meta protocol",
@@ -300,6 +303,7 @@ impl Value {
             Field::State | Field::Status => flags(&self.field, number(low).unwrap_or_default()),
             Field::SourceType | Field::DestinationType => kind(low),
             Field::InputIndex | Field::OutputIndex => number(low).unwrap_or_default().to_string(),
+            Field::NextHop => range(&address(low, low.len()), &address(high, high.len())),
             Field::Network(_)
             | Field::Transport(_)
             | Field::Mark

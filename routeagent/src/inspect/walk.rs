@@ -342,6 +342,12 @@ impl<'a> Walk<'a, '_> {
             Field::OutputName => one(&device(packets.output.as_ref()?)),
             Field::InputIndex => native(packets.index_of(packets.input.as_ref()?)?),
             Field::OutputIndex => native(packets.index_of(packets.output.as_ref()?)?),
+            Field::NextHop => {
+                let hop = IpNetwork::from(packets.next_hop?);
+                // Of the other family there is none to compare.
+                let span = ends(hop);
+                (span.0.len() == value.len).then(|| vec![span])
+            }
             Field::Mark if self.is_marked => None,
             Field::Mark => native(packets.mark),
             Field::Family => one(&[match family {
@@ -404,6 +410,7 @@ fn is_loopback(value: &Value, spans: &[Span]) -> bool {
         | Field::Transport(_)
         | Field::OutputName
         | Field::OutputIndex
+        | Field::NextHop
         | Field::Mark
         | Field::Family
         | Field::EtherType
