@@ -46,6 +46,16 @@ fn a_gateway_behind_a_nat_is_looked_at_from_broker_to_path() {
     }
     let plans = [Nat::Symmetric, Nat::None, Nat::None].map(|nat| Plan { gateways: 1, nat });
     let mut mesh = Mesh::up("diagnose", &plans).unwrap();
+    let sound = &mesh.sites[1].gateways[0];
+    let is_sound = || {
+        let (checks, said) = diagnose(sound);
+        let failed = checks.iter().filter(|check| check["result"] == "failed");
+        let ports =
+            of(&checks, "port-agents", "passed").len() + of(&checks, "port-tunnel", "passed").len();
+        failed.count() == 0 && said.code == Some(0) && ports == 2
+    };
+    wait_for("a sound gateway has no failed check", PATIENCE, is_sound)
+        .unwrap_or_else(|error| panic!("{error:#}: {:#?}", diagnose(sound).0));
     let gateway = &mesh.sites[0].gateways[0];
     // Broker and gateways tell how they see it a moment later.
     let knows = || {

@@ -8,7 +8,10 @@ mod host;
 mod kernel;
 mod known;
 mod mesh;
+mod nat;
 mod network;
+mod ports;
+mod sysctls;
 mod tries;
 
 use std::path::PathBuf;
@@ -99,15 +102,16 @@ fn look(arguments: &Arguments, privileges: &Privileges) -> anyhow::Result<Vec<Ch
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (cloud, brokers) = runtime.block_on(async {
+    let (cloud, brokers, seen) = runtime.block_on(async {
         tokio::join!(
             cloud::find(&arguments.metadata),
-            brokers::checks(&known, &arguments.broker)
+            brokers::checks(&known, &arguments.broker),
+            nat::ask(&known)
         )
     });
     // Names are looked up by threads that nobody need wait for.
     runtime.shutdown_background();
-    known.cloud = cloud;
+    (known.cloud, known.seen) = (cloud, seen);
     let mut checks = host::checks(&known, privileges);
     checks.extend(network::checks(&known));
     checks.extend(firewall::checks(&known, privileges));

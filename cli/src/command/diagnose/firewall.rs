@@ -3,8 +3,9 @@
 use ip_network::IpNetwork;
 use node::netlink::interfaces::interfaces;
 use proto::prefix::overlap;
+use routeagent::VXLAN_DEVICE;
 use routeagent::inspect::{
-    Accept, Judged, Listening, Ruleset, Situation, Topic, judge, private_networks,
+    Accept, ForeignRule, Judged, Listening, Ruleset, Situation, Topic, judge, private_networks,
 };
 
 use super::check::{Check, Group, Sheet};
@@ -12,7 +13,6 @@ use super::host::Privileges;
 use super::known::Known;
 
 const TUN: &str = "causeway0";
-const VXLAN_DEVICE: &str = "causeway-vx";
 const LISTEN: u16 = 51820;
 
 pub(super) fn checks(known: &Known, privileges: &Privileges) -> Vec<Check> {
@@ -40,24 +40,95 @@ pub(super) fn checks(known: &Known, privileges: &Privileges) -> Vec<Check> {
             format!("not all of the firewall's rules could be read: {why}"),
         );
     }
-    let found = judge(&ruleset, &situation(known));
+    let situation = situation(known);
+    let knows_sites = !known.remote_prefixes().is_empty();
+    let found = judge(&ruleset, &situation);
     for topic in [
         Topic::Leftover,
         Topic::SourceChange,
         Topic::Forward,
         Topic::Input,
     ] {
-        report(&mut sheet, topic, &found);
+        let of_topic: Vec<&Judged> = found.iter().filter(|one| one.topic == topic).collect();
+        match topic {
+            Topic::Forward if !situation.forwards => {}
+            Topic::Forward if situation.local.is_empty() => sheet.skipped(
+                "forward-rules",
+                "which prefixes this site has is not known before it has joined; give its token with --token-file",
+            ),
+            Topic::Leftover => leftovers(&mut sheet, &of_topic, knows_sites),
+            Topic::SourceChange | Topic::Forward | Topic::Input => {
+                report(&mut sheet, topic, &of_topic);
+            }
+        }
     }
     sheet.done()
 }
 
-fn report(sheet: &mut Sheet, topic: Topic, found: &[Judged]) {
+/// Before any other site is known, a rule may be about networks of this machine's own.
+fn leftovers(sheet: &mut Sheet, found: &[&Judged], knows_sites: bool) {
+    const NAME: &str = "leftover-translations";
+    let mut is_any = false;
+    for judged in found {
+        let rule = &judged.finding.rule;
+        match (knows_sites, maker(rule)) {
+            // Its services and containers have private addresses too.
+            (false, Some(_)) => continue,
+            (false, None) => sheet.warning(
+                NAME,
+                format!("a rule translates private addresses; if they are of another site, packets for them never come to the mesh: {rule}"),
+                format!("if they are another site's: {}", judged.next),
+            ),
+            (true, Some(maker)) => sheet.failed(
+                NAME,
+                judged.what.clone(),
+                format!("the rule is {maker}'s own, and it would put it back: give its services and containers, or the other site, another range"),
+            ),
+            (true, None) => sheet.failed(NAME, judged.what.clone(), judged.next.clone()),
+        }
+        is_any = true;
+    }
+    if !is_any {
+        let good = "no rule translates private addresses of other sites";
+        sheet.passed(NAME, good);
+    }
+}
+
+/// Who looks after a rule by himself, as names of chains and tables tell.
+fn maker(rule: &ForeignRule) -> Option<&'static str> {
+    const CHAINS: [(&str, &str); 12] = [
+        ("KUBE-", "Kubernetes"),
+        ("CILIUM", "Cilium"),
+        ("cali-", "Calico"),
+        ("FLANNEL", "Flannel"),
+        ("WEAVE", "Weave"),
+        ("DOCKER", "Docker"),
+        ("CNI-", "the CNI plugin"),
+        ("NETAVARK", "Podman"),
+        ("LIBVIRT", "libvirt"),
+        ("ISTIO", "Istio"),
+        ("LXD", "LXD"),
+        ("ts-", "Tailscale"),
+    ];
+    const TABLES: [(&str, &str); 6] = [
+        ("kube-proxy", "Kubernetes"),
+        ("calico", "Calico"),
+        ("docker", "Docker"),
+        ("netavark", "Podman"),
+        ("libvirt", "libvirt"),
+        ("lxd", "LXD"),
+    ];
+    let named = |names: &[(&str, &'static str)], text: &str| {
+        let mut all = names.iter();
+        all.find(|(start, _)| text.starts_with(start))
+            .map(|(_, maker)| *maker)
+    };
+    named(&CHAINS, &rule.chain).or_else(|| named(&TABLES, &rule.table))
+}
+
+fn report(sheet: &mut Sheet, topic: Topic, found: &[&Judged]) {
     let (name, good) = match topic {
-        Topic::Leftover => (
-            "leftover-translations",
-            "no rule translates private addresses of other sites",
-        ),
+        Topic::Leftover => return,
         Topic::SourceChange => (
             "masquerade",
             "no rule changes the source of mesh packets before it is kept",
@@ -68,16 +139,14 @@ fn report(sheet: &mut Sheet, topic: Topic, found: &[Judged]) {
         ),
         Topic::Input => ("input-rules", "no rule drops what daemons must receive"),
     };
-    let mut is_any = false;
-    for judged in found.iter().filter(|judged| judged.topic == topic) {
-        is_any = true;
-        if judged.finding.certain || topic == Topic::Leftover {
+    for judged in found {
+        if judged.finding.certain {
             sheet.failed(name, judged.what.clone(), judged.next.clone());
         } else {
             sheet.warning(name, judged.what.clone(), judged.next.clone());
         }
     }
-    if !is_any {
+    if found.is_empty() {
         sheet.passed(name, good);
     }
 }
@@ -89,8 +158,8 @@ fn situation(known: &Known) -> Situation {
     let is_known = !remote.is_empty();
     let tun = known.gateway.as_ref().map_or(TUN, |told| &told.tun);
     let mesh_devices = match &known.agent {
-        Some(told) if told.mode.used == "direct" => inner_devices(known, &local),
-        Some(_) => vec![VXLAN_DEVICE.to_owned()],
+        Some(told) if told.mode.used == "vxlan" => vec![VXLAN_DEVICE.to_owned()],
+        Some(_) => inner_devices(known, &local),
         None => vec![tun.to_owned()],
     };
     Situation {
@@ -145,10 +214,14 @@ fn listening(known: &Known, local: &[IpNetwork]) -> Vec<Listening> {
             .as_ref()
             .map_or(LISTEN, |told| told.listen_port);
         all.push(one("outer datagrams of tunnels", Accept::Udp(port), &[]));
-        all.push(one("hellos of agents", Accept::Udp(7802), local));
+        all.push(one(
+            "hellos of agents",
+            Accept::Udp(proto::lan::PORT),
+            local,
+        ));
         all.push(one(
             "agents on their way to brokers",
-            Accept::Tcp(7802),
+            Accept::Tcp(proto::lan::PORT),
             local,
         ));
     }
@@ -156,7 +229,7 @@ fn listening(known: &Known, local: &[IpNetwork]) -> Vec<Listening> {
     if known.agent.as_ref().is_none_or(uses_vxlan) {
         all.push(one(
             "VXLAN between agents and gateways",
-            Accept::Udp(7803),
+            Accept::Udp(known.kernel().vxlan_port),
             local,
         ));
     }

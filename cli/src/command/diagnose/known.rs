@@ -2,7 +2,7 @@
 //! its daemons say.
 
 use std::io::{Read as _, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use gateway::status::Link;
 use ip_network::IpNetwork;
 use node::cloud::Found;
 use node::follow::{Cached, cached};
-use node::state::StateDir;
-use node::status::{Broker, Prefix, Problem};
+use node::state::{LocalNode, StateDir};
+use node::status::{Broker, Kernel, Prefix, Problem};
 use proto::entry::GrantRole;
 use proto::key::MeshId;
 use proto::ledger::PrefixState;
@@ -28,6 +28,8 @@ const MOST: u64 = 16 * 1024 * 1024;
 
 pub(super) struct Known {
     pub(super) node: Option<Cached>,
+    /// Its keys, to ask brokers as this node.
+    pub(super) local: Option<LocalNode>,
     pub(super) token: Option<Token>,
     /// Why there is no node or token although one was to be had.
     pub(super) unread: Vec<String>,
@@ -36,6 +38,8 @@ pub(super) struct Known {
     /// Sockets that are there and give no answer.
     pub(super) silent: Vec<String>,
     pub(super) cloud: Option<Found>,
+    /// How brokers see a node that has joined, while no gateway of its own tells.
+    pub(super) seen: Result<Vec<SocketAddr>, String>,
 }
 
 /// What of a daemon's status is looked at; both roles tell it in the same words.
@@ -48,6 +52,7 @@ pub(super) struct Told {
     pub(super) broker: Broker,
     pub(super) tun: String,
     pub(super) listen_port: u16,
+    pub(super) kernel: Kernel,
     pub(super) lan_address: Option<IpAddr>,
     pub(super) addresses: Vec<gateway::status::OwnAddress>,
     pub(super) links: Vec<Link>,
@@ -71,19 +76,24 @@ pub(super) struct Neighbour {
     pub(super) name: String,
     pub(super) address: String,
     pub(super) state: String,
+    /// Whether packets of other sites pass on the way that is used.
     pub(super) probe: String,
+    /// The same of the site's own network, whichever way is used.
+    pub(super) direct: String,
 }
 
 impl Known {
     pub(super) fn gather(arguments: &Arguments) -> Known {
         let mut known = Known {
             node: None,
+            local: None,
             token: None,
             unread: Vec::new(),
             gateway: None,
             agent: None,
             silent: Vec::new(),
             cloud: None,
+            seen: Ok(Vec::new()),
         };
         known.read_state(&arguments.state_dir);
         if let Some(file) = &arguments.token_file {
@@ -96,7 +106,10 @@ impl Known {
 
     fn read_state(&mut self, path: &Path) {
         match StateDir::open(path).and_then(|state| state.node()) {
-            Ok(node) => self.node = node.as_ref().map(cached),
+            Ok(node) => {
+                self.node = node.as_ref().map(cached);
+                self.local = node;
+            }
             Err(node::state::StateError::Missing(_)) => {}
             Err(error) => self.unread.push(error.to_string()),
         }
@@ -125,6 +138,12 @@ impl Known {
     pub(super) fn daemons(&self) -> impl Iterator<Item = (&'static str, &Told)> {
         let gateway = self.gateway.iter().map(|told| ("gateway", told));
         gateway.chain(self.agent.iter().map(|told| ("agent", told)))
+    }
+
+    /// The numbers that are ours: those that a running daemon was given, else the usual ones.
+    pub(super) fn kernel(&self) -> Kernel {
+        let mut told = self.daemons().map(|(_, told)| told.kernel);
+        told.next().unwrap_or_default()
     }
 
     /// Whether this node carries traffic of others, or may be meant to.

@@ -1,16 +1,13 @@
-//! What this node's daemon and its cache tell: prefixes, links and their paths, translation on the
-//! way, the gateways of an agent.
-
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+//! What this node's daemon and its cache tell: prefixes, links and their paths, the gateways of an
+//! agent.
 
 use node::cloud::{Cloud, Found};
-use node::netlink::interfaces::interfaces;
 use proto::ledger::{PrefixState, Standing};
 
 use super::check::{Check, Group, Sheet};
 use super::host::Privileges;
 use super::known::{Known, Told};
+use super::nat;
 
 /// IPv6 needs it inside.
 const LEAST_MTU: u16 = 1280;
@@ -41,8 +38,8 @@ pub(super) fn checks(known: &Known, privileges: &Privileges) -> Vec<Check> {
     }
     if let Some(told) = &known.gateway {
         links(&mut sheet, told);
-        nat(&mut sheet, told);
     }
+    nat::check(&mut sheet, known);
     if let Some(told) = &known.agent {
         gateways(&mut sheet, told);
     }
@@ -178,63 +175,6 @@ fn links(sheet: &mut Sheet, told: &Told) {
     }
 }
 
-/// What lies between this gateway and others, by what they and brokers see of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Nat {
-    None,
-    /// One outer address and port for all.
-    Cone,
-    /// Another one for each.
-    Symmetric,
-    /// Translated, and seen from one place only.
-    Some,
-    Unknown,
-}
-
-fn kind_of_nat(own: &[IpAddr], seen: &BTreeSet<SocketAddr>, witnesses: usize) -> Nat {
-    let Some(first) = seen.iter().next() else {
-        return Nat::Unknown;
-    };
-    if seen.iter().all(|address| own.contains(&address.ip())) {
-        return Nat::None;
-    }
-    match (seen.len(), witnesses) {
-        (1, 2..) => Nat::Cone,
-        (1, _) => Nat::Some,
-        // Several lines out have several addresses; several ports of one are a translator's.
-        _ if seen.iter().all(|address| address.ip() == first.ip()) => Nat::Symmetric,
-        _ => Nat::Unknown,
-    }
-}
-
-fn nat(sheet: &mut Sheet, told: &Told) {
-    let own = interfaces().unwrap_or_default();
-    let own: Vec<IpAddr> = own.into_values().flat_map(|one| one.addresses).collect();
-    let of_others = told.links.iter().filter(|link| !link.sibling);
-    let by_links = of_others.filter_map(|link| link.seen_as.clone());
-    let reflected = told.addresses.iter().filter(|one| one.from == "reflected");
-    let by_brokers = reflected.map(|one| one.address.clone());
-    let all = by_links
-        .chain(by_brokers)
-        .filter_map(|text| text.parse().ok());
-    let all: Vec<SocketAddr> = all.filter(|at: &SocketAddr| at.is_ipv4()).collect();
-    let seen: BTreeSet<SocketAddr> = all.iter().copied().collect();
-    let texts: Vec<String> = seen.iter().map(ToString::to_string).collect();
-    let texts = texts.join(", ");
-    match kind_of_nat(&own, &seen, all.len()) {
-        Nat::None => sheet.passed("nat", format!("no NAT: others see this gateway at its own address {texts}")),
-        Nat::Cone => sheet.passed("nat", format!("behind a NAT that keeps one port for all: {} see {texts}, so direct paths can be opened", all.len())),
-        Nat::Some => sheet.passed("nat", format!("behind a NAT: seen as {texts}, by one only, so its kind is not known")),
-        Nat::Symmetric => sheet.warning(
-            "nat",
-            format!("behind a NAT with another port for each: seen as {texts}. Sites that are behind such a one too are reached through a relay"),
-            "forward a UDP port to this gateway and give it with --endpoint, or set the NAT to endpoint-independent mapping",
-        ),
-        Nat::Unknown if texts.is_empty() => sheet.skipped("nat", "unknown: neither a broker nor another gateway has told how it sees this one"),
-        Nat::Unknown => sheet.skipped("nat", format!("unknown: seen as {texts}, by several ways out")),
-    }
-}
-
 fn gateways(sheet: &mut Sheet, told: &Told) {
     sheet.passed("mode", format!("{}: {}", told.mode.used, told.mode.why));
     for gateway in &told.gateways {
@@ -285,13 +225,53 @@ fn one_way(sheet: &mut Sheet, known: &Known, found: Option<&Found>) {
         |found| format!("nothing, VXLAN is used instead; to do without: {}", switch(found)),
     );
     if let Some(told) = &known.agent {
-        let probes: Vec<&str> = told.gateways.iter().map(|one| one.probe.as_str()).collect();
-        match told.mode.used.as_str() {
-            "direct" if probes.contains(&"passed") => sheet.passed(NAME, "packets of foreign addresses pass both ways between this node and its gateways"),
-            "direct" if probes.contains(&"failed") => sheet.failed(NAME, "packets of foreign addresses do not pass between this node and its gateways, and mode direct needs them", found.map_or_else(|| "run the agent with --mode auto or vxlan".to_owned(), |found| format!("run the agent with --mode auto, or: {}", switch(found)))),
-            "vxlan" if told.mode.why.contains("segment") => sheet.skipped(NAME, format!("not asked: {}", told.mode.why)),
-            "vxlan" => sheet.warning(NAME, format!("foreign addresses do not pass here: {}", told.mode.why), next),
-            _ => sheet.skipped(NAME, "the agent has not found out yet"),
+        let tried = |result: &str| -> Vec<&str> {
+            let all = told.gateways.iter();
+            let all = all.filter(|one| {
+                let is_direct = one.direct.is_empty() && told.mode.used == "direct";
+                one.direct == result || (is_direct && one.probe == result)
+            });
+            all.map(|one| one.name.as_str()).collect()
+        };
+        let (passed, failed) = (tried("passed"), tried("failed"));
+        let between = format!("between this node and {}", failed.join(", "));
+        let is_older = told.gateways.iter().all(|one| one.direct.is_empty());
+        let used = told.mode.used.as_str();
+        if is_older && used == "vxlan" {
+            sheet.warning(
+                NAME,
+                format!("foreign addresses may not pass here: {}", told.mode.why),
+                next,
+            );
+        } else if failed.is_empty() && passed.is_empty() {
+            sheet.skipped(NAME, format!("not tried: {}", told.mode.why));
+        } else if failed.is_empty() {
+            sheet.passed(
+                NAME,
+                format!(
+                    "packets of foreign addresses pass both ways between this node and {}",
+                    passed.join(", ")
+                ),
+            );
+        } else if used == "vxlan" {
+            sheet.warning(
+                NAME,
+                format!("packets of foreign addresses do not pass {between}; VXLAN is used"),
+                next,
+            );
+        } else if used == "direct" && passed.is_empty() {
+            sheet.failed(
+                NAME,
+                format!(
+                    "packets of foreign addresses do not pass {between}, and mode direct needs them"
+                ),
+                found.map_or_else(
+                    || "run the agent with --mode auto or vxlan".to_owned(),
+                    |found| format!("run the agent with --mode auto, or: {}", switch(found)),
+                ),
+            );
+        } else {
+            sheet.warning(NAME, format!("packets of foreign addresses do not pass {between}"), "causeway diagnose on that gateway names what is in the way there: forwarding, rules of a firewall, or this check of the cloud");
         }
         return;
     }
@@ -316,34 +296,5 @@ fn switch(found: &Found) -> String {
         Cloud::Google => {
             "make the instance anew with --can-ip-forward; it cannot be changed later".to_owned()
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_nat_is_known_by_what_several_see() {
-        let own: IpAddr = "192.0.2.9".parse().unwrap();
-        let kind = |seen: &[&str]| {
-            let all = seen.iter().map(|text| text.parse().unwrap()).collect();
-            kind_of_nat(&[own], &all, seen.len())
-        };
-        assert_eq!(kind(&[]), Nat::Unknown);
-        assert_eq!(kind(&["192.0.2.9:51820"]), Nat::None);
-        assert_eq!(kind(&["198.51.100.1:40000"]), Nat::Some);
-        assert_eq!(
-            kind(&["198.51.100.1:40000", "198.51.100.1:40000"]),
-            Nat::Cone
-        );
-        assert_eq!(
-            kind(&["198.51.100.1:40000", "198.51.100.1:40001"]),
-            Nat::Symmetric
-        );
-        assert_eq!(
-            kind(&["198.51.100.1:40000", "203.0.113.1:40000"]),
-            Nat::Unknown
-        );
     }
 }

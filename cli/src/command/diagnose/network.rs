@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use ip_network::IpNetwork;
 use node::netlink::interfaces::{Interface, dump, interfaces};
 use node::netlink::{attribute, u32_at};
+use node::status::Kernel;
 use proto::prefix::overlap;
 use serde_json::Value;
 
@@ -27,8 +29,6 @@ const UNICAST: u8 = 1;
 /// All of ours have this protocol.
 const OURS: u8 = 199;
 const FRA_PROTOCOL: u16 = 21;
-const TABLES: std::ops::RangeInclusive<u32> = 7100..=7102;
-const PRIORITIES: std::ops::RangeInclusive<u32> = 98..=100;
 const CNI: &str = "/etc/cni/net.d";
 /// A directory that holds more is none of CNI's.
 const MOST_FILES: usize = 64;
@@ -56,7 +56,8 @@ pub(super) fn checks(known: &Known) -> Vec<Check> {
         }
     };
     own_address(&mut sheet, known, &all);
-    match routes(&all) {
+    let kernel = known.kernel();
+    match routes(&all, &tables_of(kernel)) {
         Ok((routes, foreign)) => {
             overlaps(&mut sheet, known, &routes);
             tables(&mut sheet, foreign);
@@ -67,9 +68,19 @@ pub(super) fn checks(known: &Known) -> Vec<Check> {
         ),
     }
     cni(&mut sheet, known);
-    rules(&mut sheet);
+    rules(&mut sheet, &priorities_of(kernel));
     mtus(&mut sheet, &all);
     sheet.done()
+}
+
+/// Its routes, the same for this node's own packets, and those back to agents.
+fn tables_of(kernel: Kernel) -> RangeInclusive<u32> {
+    kernel.table..=kernel.table.saturating_add(2)
+}
+
+/// Of the rules that lead to them.
+fn priorities_of(kernel: Kernel) -> RangeInclusive<u32> {
+    kernel.rule_priority.saturating_sub(2)..=kernel.rule_priority
 }
 
 /// A node is found in its site by an address of it.
@@ -103,7 +114,10 @@ fn own_address(sheet: &mut Sheet, known: &Known, all: &BTreeMap<u32, Interface>)
 }
 
 /// Those of this host, and who else uses our tables.
-fn routes(all: &BTreeMap<u32, Interface>) -> std::io::Result<(BTreeSet<Route>, BTreeSet<u32>)> {
+fn routes(
+    all: &BTreeMap<u32, Interface>,
+    tables: &RangeInclusive<u32>,
+) -> std::io::Result<(BTreeSet<Route>, BTreeSet<u32>)> {
     let (mut routes, mut foreign) = (BTreeSet::new(), BTreeSet::new());
     dump(GETROUTE, 12, |body| {
         let Some(head) = body.get(..12) else { return };
@@ -111,7 +125,7 @@ fn routes(all: &BTreeMap<u32, Interface>) -> std::io::Result<(BTreeSet<Route>, B
         let attributes = &body[12..];
         let number = |kind| attribute(attributes, kind).and_then(|bytes| u32_at(bytes, 0));
         let table = number(RTA_TABLE).unwrap_or(u32::from(head[4]));
-        if TABLES.contains(&table) && protocol != OURS {
+        if tables.contains(&table) && protocol != OURS {
             foreign.insert(table);
         }
         let device = number(RTA_OIF).and_then(|index| all.get(&index));
@@ -225,7 +239,7 @@ fn tables(sheet: &mut Sheet, foreign: BTreeSet<u32>) {
     }
 }
 
-fn rules(sheet: &mut Sheet) {
+fn rules(sheet: &mut Sheet, priorities: &RangeInclusive<u32>) {
     let mut taken = BTreeSet::new();
     let asked = dump(GETRULE, 12, |body| {
         let Some(attributes) = body.get(12..) else {
@@ -233,7 +247,7 @@ fn rules(sheet: &mut Sheet) {
         };
         let priority = attribute(attributes, FRA_PRIORITY).and_then(|bytes| u32_at(bytes, 0));
         let protocol = attribute(attributes, FRA_PROTOCOL).and_then(|bytes| bytes.first().copied());
-        if let Some(priority) = priority.filter(|priority| PRIORITIES.contains(priority))
+        if let Some(priority) = priority.filter(|priority| priorities.contains(priority))
             && protocol != Some(OURS)
         {
             taken.insert(priority);
@@ -248,7 +262,11 @@ fn rules(sheet: &mut Sheet) {
     if taken.is_empty() {
         return sheet.passed(
             "rule-priority",
-            "the routing rules 98 to 100 are free or Causeway's",
+            format!(
+                "the routing rules {} to {} are free or Causeway's",
+                priorities.start(),
+                priorities.end()
+            ),
         );
     }
     let taken: Vec<String> = taken.iter().map(ToString::to_string).collect();
