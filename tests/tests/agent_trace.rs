@@ -7,7 +7,7 @@ use serde_json::Value;
 use tests::broker::command::{self, causeway};
 use tests::broker::within;
 use tests::lab::{skip, wait_for};
-use tests::mesh::{Daemon, Mesh, PATIENCE, Plan};
+use tests::mesh::{Daemon, Lan, Mesh, PATIENCE, Plan};
 
 /// Both gateways of the first site, as its agent sees them.
 const GATEWAYS: [&str; 2] = ["g11", "g12"];
@@ -122,4 +122,129 @@ fn a_trace_names_the_decisions_of_agent_and_gateway_and_where_a_packet_is_droppe
     let wanted = ["site_unreachable", "link_down"].map(Value::from);
     wait_for("the site is lost", PATIENCE, || reasons(&mesh) == wanted)
         .unwrap_or_else(|error| panic!("{error:#}: {:#?}", on(&mesh, worker, far, &flow)));
+}
+
+/// Rules of other programs are put in and taken out again between traces.
+#[test]
+fn a_trace_follows_vxlan_and_names_the_rule_that_drops() {
+    if skip(
+        "a_trace_follows_vxlan_and_names_the_rule_that_drops",
+        &["ip", "nft", "bridge"],
+    ) {
+        return;
+    }
+    let sites = [Plan::ONE.agents(1), Plan::ONE.agents(1)];
+    let mesh = Mesh::up("tracevx", &[sites[0].over(Lan::Routed), sites[1]]).unwrap();
+    let (site, far) = (&mesh.sites[0], "10.2.0.10");
+    let (agent, gateway) = (&*site.agents[0], &*site.gateways[0]);
+    let worker = agent.status().unwrap()["lan_address"].clone();
+    let worker = worker.as_str().unwrap();
+    // A tap of a virtual machine is no tunnel of ours.
+    let tap = "ip tuntap add name vnet0 mode tap && ip link set vnet0 up";
+    gateway.namespace.sh(tap).unwrap();
+    let flow = ["--proto=tcp", "--dport=443"];
+    let on =
+        |daemon: &Daemon, from: &str, to: &str| trace(daemon, &[&[from, to], &flow[..]].concat());
+
+    let passes = |trace: &Value| trace["verdict"] == "passes" && trace["sure"] == true;
+    let outward = on(agent, worker, far);
+    assert!(passes(&outward), "{outward:#}");
+    assert!(
+        step(&outward, "route").contains("by causeway-vx"),
+        "{outward:#}"
+    );
+    assert!(
+        step(&outward, "gateway").contains("by VXLAN"),
+        "{outward:#}"
+    );
+    let handed = on(gateway, worker, far);
+    assert!(passes(&handed), "{handed:#}");
+    assert!(
+        step(&handed, "route").contains("from causeway-vx"),
+        "{handed:#}"
+    );
+    let back = on(gateway, far, worker);
+    assert!(passes(&back), "{back:#}");
+    assert!(
+        step(&back, "route").contains("table 7102: by causeway-vx")
+            || step(&back, "route").contains("by causeway-vx"),
+        "{back:#}"
+    );
+    let arrived = on(agent, far, worker);
+    assert!(passes(&arrived), "{arrived:#}");
+    assert!(
+        step(&arrived, "gateway").contains("by causeway-vx"),
+        "{arrived:#}"
+    );
+
+    let dropped = |daemon: &Daemon, (from, to): (&str, &str), chain: &str, rule: &str| {
+        let lines = format!(
+            "add table inet eater; add chain inet eater c {{ type filter hook {chain} }} ; {rule}"
+        );
+        daemon
+            .namespace
+            .run_with_input("nft", &["-f", "-"], &lines)
+            .unwrap();
+        let said = on(daemon, from, to);
+        daemon.namespace.sh("nft delete table inet eater").unwrap();
+        said
+    };
+    let [input, forward, output] =
+        ["input", "forward", "output"].map(|hook| format!("{hook} priority 0; policy accept;"));
+    let cases = [
+        (
+            agent,
+            (far, worker),
+            &input,
+            "add rule inet eater c tcp dport 443 ct state new drop",
+        ),
+        (
+            agent,
+            (worker, far),
+            &output,
+            "add rule inet eater c ip daddr 10.2.0.0/16 reject",
+        ),
+        (
+            gateway,
+            (worker, far),
+            &forward,
+            "add rule inet eater c oifname causeway0 drop",
+        ),
+        (
+            gateway,
+            (far, worker),
+            &forward,
+            "add rule inet eater c ct state != established drop",
+        ),
+    ];
+    for (daemon, way, chain, rule) in cases {
+        let said = dropped(daemon, way, chain, rule);
+        assert_eq!(said["reason"], "filter", "{rule}: {said:#}");
+        assert!(
+            said["because"]
+                .as_str()
+                .unwrap()
+                .contains("inet eater c handle"),
+            "{said:#}"
+        );
+    }
+    let unsure = "add rule inet eater c ip daddr 10.2.0.0/16 limit rate 1/second drop";
+    let said = dropped(agent, (worker, far), &output, unsure);
+    assert_eq!(
+        (&said["verdict"], &said["sure"]),
+        (&"passes".into(), &false.into()),
+        "{said:#}"
+    );
+    assert!(
+        step(&said, "filter").contains("cannot be told for sure"),
+        "{said:#}"
+    );
+
+    let translated = "add table ip led; add chain ip led o { type nat hook output priority -100; }; add rule ip led o ip daddr 10.2.0.10 dnat to 192.0.2.7";
+    agent
+        .namespace
+        .run_with_input("nft", &["-f", "-"], translated)
+        .unwrap();
+    let said = on(agent, worker, far);
+    assert_eq!(said["reason"], "translated", "{said:#}");
 }

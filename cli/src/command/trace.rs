@@ -11,17 +11,18 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use node::netlink::interfaces::interfaces;
 use node::netlink::lookup::{look_up, rule_of};
+use routeagent::inspect::Ruleset;
 
 use crate::command::Output;
 use crate::local::Place;
 use crate::print;
-use decide::Kernel;
+use decide::{Filters, Kernel};
 use packet::{Packet, Protocol};
 use told::Told;
 use verdict::{Trace, Verdict};
 
-/// Follow one packet through the decisions of this machine: route, gateway, link, path and size,
-/// and where it would be dropped.
+/// Follow one packet through the decisions of this machine: route, packet filters, gateway, link,
+/// path and size, and where it would be dropped.
 ///
 /// Nothing is sent: the daemon here is asked what it knows, and the kernel where it would send such a
 /// packet. Exit code 0: it passes as far as this machine can tell. 1: it is dropped here, or the
@@ -82,10 +83,22 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .build()?;
     let told = runtime.block_on(told::ask(&arguments.place))?;
     let interfaces = interfaces().context("the interfaces of this machine cannot be read")?;
+    let (ruleset, unread) = match Ruleset::read_whole() {
+        Ok(ruleset) => {
+            let unread = ruleset.unread.clone();
+            (ruleset, unread)
+        }
+        Err(error) => (Ruleset::default(), Some(error.to_string())),
+    };
     let kernel = Kernel {
         interfaces,
         look_up: &look_up,
         rule_of: &|table, is_v4| rule_of(table, is_v4).ok().flatten(),
+        filters: Filters {
+            drops: &|packets| ruleset.drops(packets),
+            translations: &|packets| ruleset.translations(packets),
+            unread,
+        },
     };
     let trace = decide::decide(&told, &packet, &kernel);
     if arguments.output.json {
@@ -138,6 +151,9 @@ fn text(trace: &Trace, told: &Told) -> String {
         trace.verdict.name(),
         print::plain(&trace.because)
     );
+    if !trace.sure {
+        text += "               unless a filter drops it, as said above\n";
+    }
     if let Some(next) = &trace.next {
         text += &format!("  {:<12} {}\n", "next", print::plain(next));
     }

@@ -13,8 +13,16 @@ use proto::key::PublicKey;
 use routeagent::VXLAN_DEVICE;
 
 use super::packet::Packet;
-use super::told::{Told, gateway_at};
+use super::told::{Told, gateway_at, uses_vxlan};
 use super::verdict::{Decision, End, Reason, Step, Trace, Verdict, dropped, end};
+
+mod devices;
+mod filters;
+
+pub(super) use filters::Filters;
+
+/// Interface and next hop.
+type Out = (u32, Option<IpAddr>);
 
 /// This machine's kernel, as far as it is asked.
 pub(super) struct Kernel<'a> {
@@ -22,6 +30,7 @@ pub(super) struct Kernel<'a> {
     pub(super) look_up: &'a dyn Fn(&Question) -> io::Result<Way>,
     /// The priority of the rule that leads to a table, by family.
     pub(super) rule_of: &'a dyn Fn(u32, bool) -> Option<u32>,
+    pub(super) filters: Filters<'a>,
 }
 
 pub(super) fn decide(told: &Told, packet: &Packet, kernel: &Kernel<'_>) -> Trace {
@@ -30,14 +39,17 @@ pub(super) fn decide(told: &Told, packet: &Packet, kernel: &Kernel<'_>) -> Trace
         packet,
         kernel,
         steps: Vec::new(),
+        is_sure: true,
     };
     let end = match course.follow() {
         Ok(end) | Err(end) => end,
     };
+    let is_sure = course.is_sure || end.verdict != Verdict::Passes;
     Trace {
         packet: packet.to_string(),
         steps: course.steps,
         verdict: end.verdict,
+        sure: is_sure,
         reason: end.reason,
         because: end.because,
         next: end.next,
@@ -56,6 +68,8 @@ struct Course<'a> {
     packet: &'a Packet,
     kernel: &'a Kernel<'a>,
     steps: Vec<Step>,
+    /// No rule was met that may drop it or not.
+    is_sure: bool,
 }
 
 impl<'a> Course<'a> {
@@ -154,28 +168,39 @@ impl<'a> Course<'a> {
                 );
                 self.step(Decision::Link, what);
                 let tunnel = self.tunnel().map_or(Origin::Own, Origin::By);
-                let device = self.route(&tunnel)?;
-                let because = if device.is_some() {
-                    "it is delivered into this site's network"
-                } else {
-                    "it is delivered here: this machine has its destination"
+                let out = self.route(&tunnel)?;
+                self.filters(&tunnel, out)?;
+                let because = match out {
+                    None => "it is delivered here: this machine has its destination",
+                    Some((device, _)) if self.device(device) == VXLAN_DEVICE => {
+                        "it is delivered to the agent of its destination, by VXLAN"
+                    }
+                    Some(_) => "it is delivered into this site's network",
                 };
                 Ok(end(Verdict::Passes, because))
             }
-            Told::Agent(_) => {
-                let what = "gateways of this site hand it over".to_owned();
+            Told::Agent(status) => {
+                let by = self.inward(&status.mode.used);
+                let named = by.map(|device| format!(" by {}", self.device(device)));
+                let what = format!(
+                    "gateways of this site hand it over{}",
+                    named.unwrap_or_default()
+                );
                 self.step(Decision::Gateway, what);
                 let question = self.question(None, self.packet.destination, None);
-                match (self.kernel.look_up)(&question) {
-                    Ok(Way::Local) => Ok(end(
-                        Verdict::Passes,
-                        "it is delivered here: this machine has its destination",
-                    )),
-                    Ok(Way::Out { .. } | Way::Nowhere(_)) | Err(_) => Ok(self.others(
+                let Ok(Way::Local) = (self.kernel.look_up)(&question) else {
+                    return Ok(self.others(
                         self.packet.destination,
                         "it is delivered there by its gateway, and this machine does not see it",
-                    )),
+                    ));
+                };
+                if let Some(device) = by {
+                    self.filters(&Origin::By(device), None)?;
                 }
+                Ok(end(
+                    Verdict::Passes,
+                    "it is delivered here: this machine has its destination",
+                ))
             }
         }
     }
@@ -199,6 +224,7 @@ impl<'a> Course<'a> {
                 if Some(device) != self.tunnel() {
                     return Err(self.in_clear(device));
                 }
+                self.filters(&origin, Some((device, via)))?;
                 self.through(&status.links, to)
             }
             Told::Agent(status) => {
@@ -227,6 +253,7 @@ impl<'a> Course<'a> {
                         ),
                     ));
                 }
+                self.filters(&origin, Some((device, via)))?;
                 self.fits(to.mtu, &format!("what gateways carry to {}", to.site))?;
                 Ok(end(
                     Verdict::Passes,
@@ -392,6 +419,12 @@ impl<'a> Course<'a> {
     /// Where this machine's kernel gets it from.
     fn origin(&self) -> Result<Origin, End> {
         let source = self.packet.source;
+        let vxlan = self.index_of(VXLAN_DEVICE);
+        if let (Told::Gateway(status), Some(vxlan)) = (self.told, vxlan)
+            && uses_vxlan(status, source)
+        {
+            return Ok(Origin::By(vxlan));
+        }
         let question = self.question(None, source, None);
         match (self.kernel.look_up)(&question) {
             Ok(Way::Local) => Ok(Origin::Own),
@@ -429,7 +462,7 @@ impl<'a> Course<'a> {
     }
 
     /// Interface and next hop; none if it is for this machine.
-    fn route(&mut self, origin: &Origin) -> Result<Option<(u32, Option<IpAddr>)>, End> {
+    fn route(&mut self, origin: &Origin) -> Result<Option<Out>, End> {
         let from = match origin {
             Origin::Own => None,
             Origin::By(device) => Some(*device),
@@ -477,47 +510,6 @@ impl<'a> Course<'a> {
             }
             Err(error) => Err(silent(&error)),
         }
-    }
-
-    fn device(&self, index: u32) -> String {
-        let interface = self.kernel.interfaces.get(&index);
-        interface.map_or_else(|| format!("interface {index}"), |one| one.name.clone())
-    }
-
-    /// The tunnel's interface of a gateway.
-    fn tunnel(&self) -> Option<u32> {
-        let mut all = self.kernel.interfaces.iter();
-        let is_tunnel = |one: &Interface| one.kind.as_deref() == Some("tun");
-        all.find(|(_, one)| is_tunnel(one) && one.addresses.is_empty())
-            .or_else(|| {
-                let mut all = self.kernel.interfaces.iter();
-                all.find(|(_, one)| is_tunnel(one))
-            })
-            .map(|(index, _)| *index)
-    }
-
-    /// Whether packets of the mesh leave by it, and no others should.
-    fn is_ours(&self, device: u32) -> bool {
-        let name = self.device(device);
-        match self.told {
-            Told::Gateway(_) => Some(device) == self.tunnel(),
-            Told::Agent(_) => name == VXLAN_DEVICE,
-        }
-    }
-
-    /// Whether this node's address in its site is on it.
-    fn is_lan(&self, device: u32) -> bool {
-        let Told::Agent(status) = self.told else {
-            return false;
-        };
-        let own = [&status.lan_address, &status.other_lan_address];
-        let own: Vec<IpAddr> = own
-            .into_iter()
-            .flatten()
-            .filter_map(|text| text.parse().ok())
-            .collect();
-        let interface = self.kernel.interfaces.get(&device);
-        interface.is_some_and(|one| one.addresses.iter().any(|address| own.contains(address)))
     }
 
     fn in_clear(&self, device: u32) -> End {

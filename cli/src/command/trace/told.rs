@@ -99,3 +99,14 @@ pub(super) fn gateway_at(
         is_named || identity.is_some_and(|identity| link_layer::next_hop(&identity) == via)
     })
 }
+
+/// Whether an agent with this address sends and takes what is of other sites by VXLAN.
+pub(super) fn uses_vxlan(status: &gateway::status::Status, address: IpAddr) -> bool {
+    let is_at = |agent: &gateway::status::Agent| {
+        let text = agent.address.as_deref()?;
+        let bare = text.parse::<IpAddr>().ok();
+        bare.or_else(|| Some(text.parse::<std::net::SocketAddr>().ok()?.ip()))
+    };
+    let mut all = status.agents.iter();
+    all.any(|agent| agent.mode == "vxlan" && is_at(agent) == Some(address))
+}

@@ -7,6 +7,8 @@ pub(super) struct Trace {
     pub(super) packet: String,
     pub(super) steps: Vec<Step>,
     pub(super) verdict: Verdict,
+    /// False where it passes unless a rule drops it of which that is not known.
+    pub(super) sure: bool,
     /// Why it is dropped, as a word.
     pub(super) reason: Option<Reason>,
     pub(super) because: String,
@@ -27,6 +29,8 @@ pub(super) enum Decision {
     Route,
     Gateway,
     Link,
+    /// A rule that drops or changes packets.
+    Filter,
     Size,
 }
 
@@ -53,8 +57,12 @@ pub(super) enum Reason {
     SiteUnreachable,
     LinkDown,
     NoRoute,
-    /// It would leave in clear.
+    /// It would leave in clear, or claims to be what it is not.
     Guard,
+    /// Another program's rule drops it.
+    Filter,
+    /// Another program's rule gives it another destination.
+    Translated,
     GatewaySilent,
     TooBig,
 }
@@ -67,6 +75,7 @@ impl Decision {
             Decision::Route => "route",
             Decision::Gateway => "gateway",
             Decision::Link => "link",
+            Decision::Filter => "filter",
             Decision::Size => "size",
         }
     }

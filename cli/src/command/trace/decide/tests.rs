@@ -1,13 +1,18 @@
 use std::net::IpAddr;
 
 use proto::key::SigningKey;
+use routeagent::guard::Hook;
+use routeagent::inspect::{Finding, ForeignRule, Packets, Program};
 
 use super::super::packet::Protocol;
 use super::*;
 
+/// Of a virtual machine: the same kind as the tunnel, and before it.
+const TAP: u32 = 1;
 const LAN: u32 = 2;
 const TUN: u32 = 3;
 const WAN: u32 = 4;
+const VX: u32 = 5;
 
 const WORKER: &str = "10.1.0.10";
 const FAR: &str = "10.2.0.10";
@@ -57,6 +62,7 @@ fn gateway() -> Told {
     Told::Gateway(Box::new(gateway::status::Status {
         site: "here".to_owned(),
         node: "g1".to_owned(),
+        tun: "causeway0".to_owned(),
         prefixes: prefixes(),
         links: vec![
             link(1, "f1", "far", "up"),
@@ -111,6 +117,17 @@ fn out(device: u32, via: Option<&str>, table: u32) -> Way {
 
 /// Of a machine with this address: its site on the LAN, the rest as `far` says.
 fn trace_with(told: &Told, own: &str, packet: &Packet, far: Way) -> Trace {
+    let open = |_: &Packets| vec![];
+    trace_past((told, own), packet, far, &open)
+}
+
+/// The same with rules that drop.
+fn trace_past(
+    (told, own): (&Told, &str),
+    packet: &Packet,
+    far: Way,
+    drops: &dyn Fn(&Packets) -> Vec<Finding>,
+) -> Trace {
     let interface = |name: &str, kind: Option<&str>, address: Option<&str>| Interface {
         name: name.to_owned(),
         kind: kind.map(str::to_owned),
@@ -119,6 +136,8 @@ fn trace_with(told: &Told, own: &str, packet: &Packet, far: Way) -> Trace {
     };
     let interfaces = BTreeMap::from([
         (LAN, interface("eth0", None, Some(own))),
+        (TAP, interface("vnet0", Some("tun"), None)),
+        (VX, interface("causeway-vx", Some("vxlan"), None)),
         (TUN, interface("causeway0", Some("tun"), None)),
         (WAN, interface("wan0", None, Some("192.0.2.9"))),
     ]);
@@ -130,12 +149,39 @@ fn trace_with(told: &Told, own: &str, packet: &Packet, far: Way) -> Trace {
             IpAddr::V4(_) | IpAddr::V6(_) => far.clone(),
         })
     };
+    // One port is led elsewhere.
+    let translated = |packets: &Packets| match packets.port {
+        Some(5353) => vec![finding("dnat to 192.0.2.5", true)],
+        Some(_) | None => vec![],
+    };
     let kernel = Kernel {
         interfaces,
         look_up: &look_up,
         rule_of: &|table, _| (table == 7100).then_some(100),
+        filters: Filters {
+            drops,
+            translations: &translated,
+            unread: None,
+        },
     };
     decide(told, packet, &kernel)
+}
+
+fn finding(verdict: &str, certain: bool) -> Finding {
+    let rule = ForeignRule {
+        program: Program::Nft,
+        family: "inet",
+        table: "host".to_owned(),
+        chain: "some".to_owned(),
+        base_chain: "some".to_owned(),
+        hook: None,
+        priority: 0,
+        handle: Some(7),
+        text: format!("ip daddr 10.0.0.0/8 {verdict}"),
+        verdict: verdict.to_owned(),
+        remove: Some("nft delete rule inet host some handle 7".to_owned()),
+    };
+    Finding { rule, certain }
 }
 
 fn on_gateway(packet: &Packet) -> Trace {
@@ -298,4 +344,89 @@ fn what_comes_from_another_site_is_delivered() {
     assert_eq!(at_worker.verdict, Verdict::Passes);
     let torn = on_gateway(&packet("10.4.0.1", WORKER));
     assert_dropped(&torn, Reason::Quarantined, "10.4.0.0/16");
+}
+
+/// Traced with one rule in `hook`, for a packet that comes in and goes out there.
+fn dropped_in(hook: Hook, ways: [Option<&str>; 2], rule: Finding, one: &Packet) -> Trace {
+    let drops = |packets: &Packets| {
+        let is_there = packets.hook == hook
+            && [&packets.input, &packets.output]
+                == ways.map(|way| way.map(str::to_owned)).each_ref();
+        is_there.then(|| rule.clone()).into_iter().collect()
+    };
+    let far = out(TUN, None, 7100);
+    trace_past((&gateway(), "10.1.0.1"), one, far, &drops)
+}
+
+#[test]
+fn a_rule_that_drops_it_ends_it_and_one_that_may_is_told() {
+    let outward = (packet(WORKER, FAR), [Some("eth0"), Some("causeway0")]);
+    let inward = (packet(FAR, WORKER), [Some("causeway0"), Some("eth0")]);
+    for (one, ways) in [outward, inward] {
+        let certain = dropped_in(Hook::Forward, ways, finding("drop", true), &one);
+        assert_dropped(&certain, Reason::Filter, "inet host some handle 7");
+        assert!(certain.next.unwrap().contains("causeway0 accept"));
+        let perhaps = dropped_in(Hook::Forward, ways, finding("drop", false), &one);
+        assert_eq!((perhaps.verdict, perhaps.sure), (Verdict::Passes, false));
+        assert!(said(&perhaps, Decision::Filter).contains("cannot be told for sure"));
+    }
+    assert!(on_gateway(&packet(WORKER, FAR)).sure);
+    let own = packet("10.1.0.1", FAR);
+    let ways = [None, Some("causeway0")];
+    let certain = dropped_in(Hook::Output, ways, finding("drop", true), &own);
+    assert_dropped(&certain, Reason::Filter, "inet host some");
+}
+
+#[test]
+fn our_own_filter_is_named_as_ours_and_only_where_it_is_sure() {
+    let ours = |certain| {
+        let mut finding = finding("drop", certain);
+        finding.rule.table = "causeway".to_owned();
+        finding
+    };
+    let one = packet(WORKER, FAR);
+    let ways = [Some("eth0"), None];
+    let certain = dropped_in(Hook::Prerouting, ways, ours(true), &one);
+    assert_dropped(&certain, Reason::Guard, "causeway's own packet filter");
+    let perhaps = dropped_in(Hook::Prerouting, ways, ours(false), &one);
+    assert_eq!((perhaps.verdict, perhaps.sure), (Verdict::Passes, true));
+}
+
+#[test]
+fn a_destination_that_a_rule_changes_never_comes_to_the_mesh() {
+    let mut one = packet(WORKER, FAR);
+    one.destination_port = 5353;
+    assert_dropped(&on_gateway(&one), Reason::Translated, "dnat to 192.0.2.5");
+}
+
+#[test]
+fn packets_of_an_agent_with_vxlan_come_and_go_by_its_interface() {
+    let Told::Gateway(mut status) = gateway() else {
+        panic!("a gateway");
+    };
+    status.agents.push(gateway::status::Agent {
+        address: Some(format!("{WORKER}:7802")),
+        mode: "vxlan".to_owned(),
+        ..Default::default()
+    });
+    let told = Told::Gateway(status);
+    let trace = trace_with(
+        &told,
+        "10.1.0.1",
+        &packet(WORKER, FAR),
+        out(TUN, None, 7100),
+    );
+    let route = said(&trace, Decision::Route);
+    assert!(route.contains("from causeway-vx"), "{route}");
+    let Told::Agent(mut status) = agent() else {
+        panic!("an agent");
+    };
+    status.mode.used = "vxlan".to_owned();
+    let trace = trace_with(
+        &Told::Agent(status),
+        WORKER,
+        &packet(FAR, WORKER),
+        out(VX, None, 7100),
+    );
+    assert!(said(&trace, Decision::Gateway).contains("by causeway-vx"));
 }
