@@ -259,7 +259,7 @@ impl Site {
 
     /// Nobody asks for neighbours with an address that the kernel's one worker for all namespaces
     /// has not come round to yet: the first packet of IPv6 would wait for a second.
-    pub(super) fn wait_for_neighbours(&self) -> Result<()> {
+    pub fn wait_for_neighbours(&self) -> Result<()> {
         for (namespace, ..) in self.machines() {
             let usable = || {
                 let lists = ["-6 address show scope link", "-6 address show tentative"];
@@ -304,9 +304,9 @@ fn uplink(mesh: &Mesh, number: u8, nat: Nat) -> Result<Option<Namespace>> {
     let port = format!("s{number}");
     mesh.lab.veth(&mesh.internet, &port, &router, "wan")?;
     mesh.internet
-        .address(&port, &format!("198.19.{number}.1/24"))?;
-    router.address("wan", &format!("198.19.{number}.2/24"))?;
-    let gate = format!("198.19.{number}.1");
+        .address(&port, &format!("198.51.{number}.1/24"))?;
+    router.address("wan", &format!("198.51.{number}.2/24"))?;
+    let gate = format!("198.51.{number}.1");
     router.run("ip", &["route", "add", "default", "via", &gate])?;
     let translation = match nat {
         Nat::None | Nat::Cone | Nat::TcpOnly => "masquerade",
@@ -336,7 +336,7 @@ fn wire(
     number: u8,
     (index, nat): (usize, Nat),
 ) -> Result<(IpAddr, String)> {
-    let net = if nat == Nat::None { "198.18" } else { "100.64" };
+    let net = if nat == Nat::None { "198.51" } else { "100.64" };
     let (near, far) = (4 * index + 2, 4 * index + 1);
     let port = format!("g{number}{index}");
     lab.veth(router, &port, gateway, "wan")?;
