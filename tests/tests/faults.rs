@@ -426,7 +426,7 @@ fn flood(
     let sockets: Vec<UdpSocket> = (0..sources)
         .step_by(10)
         .map(|number| {
-            let address: IpAddr = [198, 18, (number >> 8) as u8, number as u8].into();
+            let address: IpAddr = [100, 64, (number >> 8) as u8, number as u8].into();
             let socket = namespace
                 .within(|| UdpSocket::bind((address, 0)).unwrap())
                 .unwrap();
@@ -459,12 +459,12 @@ fn a_flood_of_handshakes_stops_neither_traffic_nor_honest_peers() {
         .right()
         .run(
             "ip",
-            &["route", "add", "local", "198.18.0.0/15", "dev", "lo"],
+            &["route", "add", "local", "100.64.0.0/16", "dev", "lo"],
         )
         .unwrap();
     tunnel
         .left()
-        .run("ip", &["route", "add", "198.18.0.0/15", "via", "192.0.2.2"])
+        .run("ip", &["route", "add", "100.64.0.0/16", "via", "192.0.2.2"])
         .unwrap();
     let own = &tunnel.near.keys().public;
     let initiations: Vec<Vec<u8>> = (0..100)

@@ -118,8 +118,8 @@ fn a_new_public_address_is_followed_with_the_next_packet_from_inside() {
     std::thread::sleep(Duration::from_millis(500));
     let nat = mesh.sites[0].nat.as_ref().unwrap();
     nat.sh(
-        "ip address del 198.19.1.2/24 dev wan && ip address add 198.19.1.9/24 dev wan &&
-         ip route replace default via 198.19.1.1 && conntrack --flush",
+        "ip address del 198.51.1.2/24 dev wan && ip address add 198.51.1.9/24 dev wan &&
+         ip route replace default via 198.51.1.1 && conntrack --flush",
     )
     .unwrap();
     std::thread::sleep(Duration::from_millis(1500));
@@ -128,7 +128,7 @@ fn a_new_public_address_is_followed_with_the_next_packet_from_inside() {
     let link = mesh.sites[1].gateways[0].link("g11").unwrap();
     let endpoint = link["endpoint"].as_str().unwrap();
     assert!(
-        endpoint.starts_with("198.19.1.9:"),
+        endpoint.starts_with("198.51.1.9:"),
         "it did not move: {link}"
     );
     assert!(inward.gap <= Duration::from_millis(300), "{inward:?}");
@@ -201,7 +201,7 @@ fn a_path_mtu_that_the_kernel_has_cached_low_changes_nothing() {
         .namespace
         .run(
             "ip",
-            &["route", "add", &remote, "via", "198.18.1.5", "mtu", "1000"],
+            &["route", "add", &remote, "via", "198.51.1.5", "mtu", "1000"],
         )
         .unwrap();
     let flow = Flow {
