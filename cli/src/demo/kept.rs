@@ -18,6 +18,7 @@ use nix::unistd::{Pid, geteuid};
 use super::lab;
 use super::mesh::Home;
 use super::outside::THIS_PROGRAM;
+use super::story::{COLUMNS, wrapped};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SHELL: &str = "/bin/sh";
@@ -55,12 +56,16 @@ struct Which {
 pub(super) fn how_to(first: u32) -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| "causeway".into());
     let program = program.display();
+    let words = "Any machine above, and broker, internet, gcp-zurich-nat, can be entered; without a command that \
+        starts a shell there, with `causeway` and what else this machine has.";
     format!(
         "The demo goes on, with all its machines. Look around with\n\n  \
          {program} demo enter --demo {first} azure-dublin-gateway-1 causeway status\n  \
-         {program} demo enter --demo {first} gcp-zurich-worker-1          (a shell there)\n\n\
-         (any of the machines above; also broker, internet, gcp-zurich-nat), and end it with\n\n  \
-         {program} demo stop --demo {first}\n"
+         {program} demo enter --demo {first} gcp-zurich-worker-1 causeway trace 10.3.0.10 10.1.0.10\n  \
+         {program} demo enter --demo {first} gcp-zurich-worker-1\n\n\
+         {}\n\nIt goes on until you end it, or the machine ends. End it with\n\n  \
+         {program} demo stop --demo {first}\n",
+        wrapped(words, COLUMNS)
     )
 }
 

@@ -84,10 +84,10 @@ impl Mesh<'_> {
             "token", "create", "--site", site.name, "--cidr", &cidr, "--role", role, "--uses", "2",
         ];
         let token = run(&self.cast.broker, BROKER, &words, "")?;
-        Ok((
-            token.trim().to_owned(),
-            format!("causeway {}", words.join(" ")),
-        ))
+        // As one would write it where a line has 80 columns.
+        let (first, rest) = words.split_at(6);
+        let shown = format!("causeway {} \\\n      {}", first.join(" "), rest.join(" "));
+        Ok((token.trim().to_owned(), shown))
     }
 
     /// Its own way to the broker, or through a gateway of its site that is just starting.

@@ -67,15 +67,14 @@ pub(super) fn run(story: &Story) -> anyhow::Result<Figures> {
 }
 
 const PICTURE: &str = "\
-Three private networks in three clouds, joined by Causeway. All of it runs on this machine, in
-network namespaces that nothing else sees.
+Three private networks in three clouds, joined by Causeway. All of it runs on this machine, in network namespaces that nothing else sees.
 
     aws-frankfurt  10.1.0.0/16 ── gateway-1, gateway-2 ──┐
     azure-dublin   10.2.0.0/16 ── gateway-1, gateway-2 ──┼── internet ── broker
     gcp-zurich     10.3.0.0/16 ── gateway-1, gateway-2 ──┘
                                   behind a NAT
 
-Each network has two workers too, which have no way to the internet, and fd00:0:N::/48 beside 10.N.
+In each are two workers too, which have no way to the internet. Network 10.N.0.0/16 has fd00:0:N::/48 beside it.
 ";
 
 struct Tour<'a> {
@@ -140,7 +139,7 @@ impl Tour<'_> {
         figures.token_to_first_ping_ms = millis(took);
         figures.links = self.mesh.wait_until_whole()?;
         self.story.say(&format!(
-            "Three sites have joined, and all {} links between their gateways are up. The first ping from\na worker to another site's was answered {:.1} s after the first token was asked for.",
+            "Three sites have joined, and all {} links between their gateways are up. The first ping from a worker to another site's was answered {:.1} s after the first token was asked for.",
             figures.links,
             took.as_secs_f64()
         ));
@@ -157,7 +156,7 @@ impl Tour<'_> {
         if plan::has_v6() {
             let v6 = self.round(&all, |machine| machine.v6().into())?;
             let summary = table::summary(&to_others(&v6));
-            self.story.show(&format!("The same over IPv6: {summary}."));
+            self.story.tell(&format!("The same over IPv6: {summary}."));
             times.extend(v6);
         }
         let times = to_others(&times);
@@ -204,7 +203,7 @@ impl Tour<'_> {
         ));
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         self.story.show(&format!(
-            "{:6.2} Gbit/s through the mesh: both workers, both gateways and all encryption on {}\n{:6.2} Gbit/s over the same wires before, with plain routes and no encryption",
+            "{:6.2} Gbit/s through the mesh: workers, gateways and encryption share {}\n{:6.2} Gbit/s over the same wires before: plain routes, no encryption",
             figures.tunnelled_gbit_s,
             crate::print::count(cores, "core", "cores"),
             figures.untunnelled_gbit_s
@@ -217,7 +216,7 @@ impl Tour<'_> {
                 from.v4()
             );
         }
-        self.story.show(&format!(
+        self.story.tell(&format!(
             "{} saw it come from {}, the other worker's own address.",
             to.name(),
             done.from
@@ -262,10 +261,10 @@ impl Tour<'_> {
         kill.gap_ms = millis(gap);
         self.mesh.start(gateway)?;
         self.story.say(&format!(
-            "Both workers of {} ping both of {}, a hundred times a second each.\nMeanwhile {}, which carries most of it, is killed (kill -9):",
+            "Both workers of {} ping both of {}, a hundred times a second each. Meanwhile {}, which carries most of it, is killed (kill -9):",
             from.name, to.name, gateway.name()
         ));
-        self.story.show(&format!(
+        self.story.tell(&format!(
             "{} pings sent, {} answered; the longest time without an answer was {:.0} ms.",
             kill.pings_sent, kill.pings_answered, kill.gap_ms
         ));
@@ -310,7 +309,7 @@ impl Tour<'_> {
 
     fn sum_up(&self, figures: &Figures) {
         self.story.say(&format!(
-            "Shown in {:.0} seconds: three private networks became one, all {} pings between {} machines\nwere answered, a connection kept its source address and ran at {:.2} Gbit/s, all of it encrypted\nbetween the sites, and a gateway's death cost {:.0} ms.",
+            "Shown in {:.0} seconds: three private networks became one, all {} pings between {} machines were answered, a connection kept its source address and ran at {:.2} Gbit/s, all of it encrypted between the sites, and a gateway's death cost {:.0} ms.",
             figures.took_s,
             figures.pings,
             plan::machines().count(),
