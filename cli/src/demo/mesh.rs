@@ -85,7 +85,7 @@ impl Mesh<'_> {
         ];
         let token = run(&self.cast.broker, BROKER, &words, "")?;
         // As one would write it where a line has 80 columns.
-        let (first, rest) = words.split_at(6);
+        let (first, rest) = words.split_at(4);
         let shown = format!("causeway {} \\\n      {}", first.join(" "), rest.join(" "));
         Ok((token.trim().to_owned(), shown))
     }
