@@ -1,3 +1,4 @@
+mod lives;
 mod world;
 
 use std::time::Duration;
@@ -186,6 +187,23 @@ fn when_all_are_silent_the_last_choice_stays_and_nothing_is_held_against_them() 
     assert_eq!(world.agents[0].choices.len(), before, "no flicker");
     assert_eq!(world.choice(0).fallback, None);
     assert_eq!(world.state(0, 1), GatewayState::Up);
+}
+
+#[test]
+fn where_none_ever_answered_all_are_used_until_the_first_has_told_what_it_reaches() {
+    let mut world = World::new(2, 1, &["berlin"]);
+    world.kill(0);
+    world.kill(1);
+    world.start_agent(0);
+    world.run(ms(1000));
+    assert_eq!(world.choice(0).fallback, Some(Fallback::All));
+    // Its first answer comes well before its table.
+    world.weather.delay = ms(20);
+    world.start_gateway(1);
+    while world.first(0) != [1] {
+        assert_eq!(world.first(0), [0, 1]);
+        world.run(ms(1));
+    }
 }
 
 #[test]

@@ -148,7 +148,8 @@ pub(super) fn decide(standings: &[(PublicKey, Standing<'_>)], before: &Decision)
     } else if standings.iter().any(|(_, one)| one.did_answer) || !sites.is_empty() {
         Some(Fallback::Last)
     } else {
-        is_known.then_some(Fallback::All)
+        // Kept until the first has told what it reaches: until then there is nothing better.
+        (is_known || before.fallback == Some(Fallback::All)).then_some(Fallback::All)
     };
     Decision {
         sites,

@@ -56,6 +56,8 @@ pub(super) struct AgentNode {
 
 #[derive(Clone)]
 pub(super) struct Packet {
+    /// When it was sent.
+    pub(super) at: Duration,
     pub(super) from: SocketAddr,
     pub(super) to: SocketAddr,
     pub(super) bytes: Vec<u8>,
@@ -67,6 +69,8 @@ pub(super) struct World {
     pub(super) gateways: Vec<GatewayNode>,
     pub(super) agents: Vec<AgentNode>,
     wire: BTreeMap<(Duration, u64), Packet>,
+    /// Nodes from and to which nothing passes.
+    pub(super) cut: BTreeSet<SocketAddr>,
     /// All that was ever sent, if it is kept.
     pub(super) kept: Option<Vec<Packet>>,
     pub(super) sent: u64,
@@ -129,6 +133,7 @@ impl World {
                 })
                 .collect(),
             wire: BTreeMap::new(),
+            cut: BTreeSet::new(),
             kept: None,
             sent: 0,
             dice: 1,
@@ -302,6 +307,7 @@ impl World {
                 if to == probe_address(&gateway.node.identity, by, to) {
                     let answer = agents.handle_probe(to, &packet.bytes, now);
                     let back = |bytes| Packet {
+                        at: now,
                         from: packet.to,
                         to: packet.from,
                         bytes,
@@ -323,8 +329,14 @@ impl World {
         };
         let from = gateway.node.address;
         let all: Vec<_> = std::iter::from_fn(|| agents.poll_transmit()).collect();
+        let at = self.now;
         for (to, bytes) in all {
-            self.send(Packet { from, to, bytes });
+            self.send(Packet {
+                at,
+                from,
+                to,
+                bytes,
+            });
         }
     }
 
@@ -339,8 +351,14 @@ impl World {
         if changed {
             self.note(at);
         }
+        let at = self.now;
         for (to, bytes) in all {
-            self.send(Packet { from, to, bytes });
+            self.send(Packet {
+                at,
+                from,
+                to,
+                bytes,
+            });
         }
     }
 
@@ -356,6 +374,9 @@ impl World {
         self.sent += 1;
         if let Some(kept) = &mut self.kept {
             kept.push(packet.clone());
+        }
+        if self.cut.contains(&packet.from) || self.cut.contains(&packet.to) {
+            return;
         }
         let times = u64::from(self.throw(1000) >= self.weather.lost)
             + u64::from(self.throw(1000) < self.weather.doubled);
@@ -405,6 +426,16 @@ impl World {
 
     pub(super) fn state(&self, agent: usize, gateway: usize) -> GatewayState {
         self.choice(agent).gateways[&self.gateways[gateway].node.identity].state
+    }
+
+    /// What an agent uses for the first site, and thinks of each gateway.
+    pub(super) fn look(&self, agent: usize) -> (Vec<usize>, Vec<GatewayState>) {
+        let choice = self.choice(agent);
+        let by = choice.of(&self.sites[0]).by;
+        let identities = || self.gateways.iter().map(|gateway| gateway.node.identity);
+        let used = identities().enumerate().filter(|(_, who)| by.contains(who));
+        let states = identities().map(|who| choice.gateways[&who].state);
+        (used.map(|(at, _)| at).collect(), states.collect())
     }
 
     pub(super) fn probes(&self, agent: usize, gateway: usize) -> (Option<bool>, Option<bool>) {
