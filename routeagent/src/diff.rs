@@ -55,7 +55,7 @@ pub enum Change {
 
 /// In an order in which at no moment less is guarded than before or after: what closes comes
 /// first, what leads into the mesh next, and what is taken away last. Before all a gateway that died
-/// is taken out of the groups that live on without it.
+/// is taken out of the groups that live on without it, however much has to be closed for others.
 pub fn diff(wanted: &Wanted, found: &Found) -> Vec<Change> {
     let hops = Hops::new(wanted, found);
     let mut changes = hops.at_once();
@@ -93,6 +93,8 @@ struct Hops<'a> {
     found: &'a BTreeMap<u32, Nexthop>,
     /// Taken out of their groups by the kernel, none of which is left without members.
     at_once: BTreeSet<u32>,
+    /// Groups that lose members which are the last of others, and so cannot go yet.
+    thinned: BTreeSet<u32>,
 }
 
 impl<'a> Hops<'a> {
@@ -106,21 +108,38 @@ impl<'a> Hops<'a> {
             .filter(gone)
             .copied()
             .collect();
-        let last = found.values().any(|nexthop| match nexthop {
-            Nexthop::Group(group) => group.members.is_subset(&dead),
-            Nexthop::Hop(_) => false,
+        let last = found.values().filter_map(|nexthop| match nexthop {
+            Nexthop::Group(group) => Some(&group.members).filter(|all| all.is_subset(&dead)),
+            Nexthop::Hop(_) => None,
         });
-        let at_once = if last { BTreeSet::new() } else { dead };
-        Hops {
+        let last: BTreeSet<u32> = last.flatten().copied().collect();
+        let mut hops = Hops {
             wanted,
             found,
-            at_once,
-        }
+            at_once: dead.difference(&last).copied().collect(),
+            thinned: BTreeSet::new(),
+        };
+        let ids = wanted.keys().filter(|id| hops.is_thinned(id));
+        hops.thinned = ids.copied().collect();
+        hops
+    }
+
+    fn is_thinned(&self, id: &u32) -> bool {
+        let there = self.found.get(id).map(|there| self.remains(there));
+        let both = (self.wanted.get(id), there);
+        let (Some(Nexthop::Group(group)), Some(Nexthop::Group(there))) = both else {
+            return false;
+        };
+        let is_less = group.members.len() < there.members.len();
+        is_less && group.members.is_subset(&there.members)
     }
 
     fn at_once(&self) -> Vec<Change> {
-        let ids = self.at_once.iter();
-        ids.filter_map(|id| self.remove(id)).collect()
+        let dead = self.at_once.iter().filter_map(|id| self.remove(id));
+        let wanted = self.wanted.iter();
+        let thinned = wanted.filter(|(id, _)| self.thinned.contains(*id));
+        let thinned = thinned.map(|(id, group)| Change::ReplaceNexthop(*id, group.clone()));
+        dead.chain(thinned).collect()
     }
 
     fn remove(&self, id: &u32) -> Option<Change> {
@@ -133,6 +152,7 @@ impl<'a> Hops<'a> {
         let is_group = |nexthop: &Nexthop| matches!(nexthop, Nexthop::Group(_));
         let wanted = self.wanted.iter();
         let of_kind = wanted.filter(move |(_, nexthop)| is_group(nexthop) == groups);
+        let of_kind = of_kind.filter(|(id, _)| !self.thinned.contains(*id));
         of_kind.filter_map(|(id, nexthop)| match self.found.get(id) {
             Some(there) if self.remains(there) == *nexthop => None,
             Some(_) => Some(Change::ReplaceNexthop(*id, nexthop.clone())),

@@ -197,7 +197,12 @@ impl Leads<'_> {
     fn hops(&self, gateways: &Gateways, family: Family, ids: &Ids) -> Hops {
         let hops = gateways.gateways.iter().filter_map(|(identity, gateway)| {
             let (hop, kind) = match (gateways.mode, family) {
-                (Mode::Vxlan, _) => (self.vxlan_hop(identity, gateway)?, Kind::Vxlan),
+                // Without an address of its own the kernel would take any other as the source, which
+                // the far side drops; in clear there is no next hop either.
+                (Mode::Vxlan, _) => {
+                    self.source(family)?;
+                    (self.vxlan_hop(identity, gateway)?, Kind::Vxlan)
+                }
                 (Mode::Direct, Family::V4) => (self.direct_hop(gateway, family)?, Kind::DirectV4),
                 (Mode::Direct, Family::V6) => (self.direct_hop(gateway, family)?, Kind::DirectV6),
             };

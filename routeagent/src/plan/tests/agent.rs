@@ -158,6 +158,67 @@ fn a_death_is_one_change_and_so_is_a_return_after_its_next_hop() {
 }
 
 #[test]
+fn a_death_waits_for_no_other_site_that_is_left_without_a_gateway() {
+    for mode in [Mode::Vxlan, Mode::Direct] {
+        let mut found = Found::default();
+        let sites: [(&str, &[u8]); 4] = [
+            ("10.2.0.0/16", &[11, 12]),
+            ("10.3.0.0/16", &[11]),
+            ("10.4.0.0/16", &[11]),
+            ("10.5.0.0/16", &[11, 12, 13]),
+        ];
+        go(&agent(mode, &sites), &mut found);
+        let left: [(&str, &[u8]); 4] = [
+            ("10.2.0.0/16", &[12]),
+            ("10.3.0.0/16", &[]),
+            ("10.4.0.0/16", &[]),
+            ("10.5.0.0/16", &[12, 13]),
+        ];
+        let changes = go(&agent(mode, &left), &mut found);
+        let lines: Vec<String> = changes.iter().map(Change::to_string).collect();
+        let mut first = lines.iter().take(2);
+        assert!(
+            first.all(|line| line.starts_with("nexthop replace")),
+            "{lines:#?}"
+        );
+        // Then what is closed, in both tables, and at last the hop and the group that it was all of.
+        assert_eq!(lines.len(), 2 + 4 + 2, "{lines:#?}");
+        check(&agent(mode, &left), &found);
+        // Where no group is left empty, another that died with it need not wait for that.
+        let gone: [(&str, &[u8]); 2] = [("10.2.0.0/16", &[]), ("10.5.0.0/16", &[13])];
+        go(&agent(mode, &sites[..1]), &mut found);
+        go(
+            &agent(mode, &[("10.2.0.0/16", &[11]), ("10.5.0.0/16", &[12, 13])]),
+            &mut found,
+        );
+        let changes = go(&agent(mode, &gone), &mut found);
+        assert!(
+            matches!(changes[0], Change::RemoveNexthop(..)),
+            "{changes:?}"
+        );
+        check(&agent(mode, &gone), &found);
+    }
+}
+
+#[test]
+fn a_node_without_ipv6_sends_none_over_vxlan() {
+    let mut facts = agent(Mode::Vxlan, &BOTH);
+    facts.lan.retain(IpAddr::is_ipv4);
+    let mut found = Found::default();
+    go(&facts, &mut found);
+    let ways = |prefix: &str| {
+        let prefix: IpNetwork = prefix.parse().unwrap();
+        let routes = found.routes.iter();
+        let routes = routes.filter(move |(place, _)| place.prefix == prefix);
+        routes.map(|(_, way)| way.clone()).collect::<Vec<_>>()
+    };
+    let is_closed = |way: &Way| *way == Way::Unreachable;
+    assert_eq!(ways("fd00:2::/32").len(), 3);
+    assert!(ways("fd00:2::/32").iter().all(is_closed));
+    assert!(!ways("10.2.0.0/16").iter().all(is_closed));
+}
+
+#[test]
 fn a_gateway_that_loses_one_site_moves_only_that() {
     let mut found = Found::default();
     let sites: [(&str, &[u8]); 3] = [
