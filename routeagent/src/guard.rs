@@ -201,8 +201,9 @@ fn from(is: bool, index: u32) -> Term {
     Term::From { is, index }
 }
 
-/// The port of VXLAN is for those neighbours whose records say so, by the site's own network:
-/// whoever else sends there wants in.
+/// The port of VXLAN is for those neighbours whose records say so, by the site's own network or by
+/// the way that leads to them: whoever else sends there wants in. An address of the site need not be
+/// on the interface that leads there.
 fn vxlan_port(port: u16, devices: &Devices) -> Vec<Rule> {
     let to_port = [Term::UdpTo(port), Term::DestinationIsOwn(true)];
     let end = [Term::Count, Term::Drop];
@@ -217,10 +218,9 @@ fn vxlan_port(port: u16, devices: &Devices) -> Vec<Rule> {
             Rule(terms.collect())
         })
         .into();
-    if !devices.inner.is_empty() {
-        let outside = devices.inner.values().map(|index| from(false, *index));
-        rules.push(Rule(outside.chain(to_port).chain(end).collect()));
-    }
+    let outside = devices.inner.values().map(|index| from(false, *index));
+    let astray = outside.chain(to_port).chain([Term::ComesAstray]);
+    rules.push(Rule(astray.chain(end).collect()));
     rules
 }
 

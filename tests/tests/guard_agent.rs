@@ -265,6 +265,49 @@ fn only_neighbours_speak_vxlan_and_sources_of_the_mesh_come_from_gateways() {
     }
 }
 
+/// As where routes are announced to the hosts: the site's addresses are on an interface that leads
+/// nowhere, and packets come by one whose own address is in no prefix.
+const ELSEWHERE: &str = "set -e; ip link add home up type bridge; \
+    ip address del 10.1.0.5/16 dev lan; ip address del fd00:1::5/32 dev lan; \
+    ip address add 10.1.0.5/32 dev home; ip address add fd00:1::5/128 dev home nodad; \
+    ip address add 172.31.0.5/24 dev lan; \
+    for n in 1 2; do ip route add 10.1.0.$n/32 via 172.31.0.$n src 10.1.0.5; done";
+/// The world outside says that it is a gateway.
+const CLAIM: &str = "ip address add 10.1.0.1/32 dev lo; \
+    ip route add 10.1.0.5/32 via 192.0.2.1 src 10.1.0.1";
+
+#[test]
+fn vxlan_comes_by_the_way_that_leads_to_the_gateway_wherever_the_sites_addresses_are() {
+    if skip("agent_elsewhere", &["nft", "bridge"]) {
+        return;
+    }
+    let site = SiteKernel::new("elsewhere").unwrap();
+    site.node.sh(ELSEWHERE).unwrap();
+    for (gateway, number) in site.gateways.iter().zip(1..) {
+        let way = format!(
+            "ip address add 172.31.0.{number}/24 dev lan && ip route add 10.1.0.5/32 via 172.31.0.5"
+        );
+        gateway.sh(&way).unwrap();
+    }
+    let _gateways = site.start_gateways(Mode::Vxlan).unwrap();
+    let handle = started(&site, Mode::Vxlan);
+    for far in [FAR_V4, FAR_V6] {
+        site.node
+            .wait_for_ping(far.parse().unwrap(), LIMIT)
+            .unwrap();
+    }
+    assert_eq!(told(&handle.problems()), "");
+    site.world.sh(CLAIM).unwrap();
+    let astray = "nft list chain inet causeway arriving | \
+        grep 'udp dport 7803.*fib saddr . iif.*packets [1-9]'";
+    assert!(site.node.sh(astray).is_err());
+    wait_for("what comes by another way", LIMIT, || {
+        send(&site.world, "10.1.0.5", VXLAN);
+        site.node.sh(astray).is_ok()
+    })
+    .unwrap();
+}
+
 #[test]
 fn a_service_gets_the_gateways_address_and_others_of_the_site_the_true_one() {
     if skip("services", &["nft"]) {

@@ -136,11 +136,19 @@ impl Agent {
             let link = seen.links.get(seen.name(own.index)?)?;
             Some((*address, link.mtu))
         };
+        let on_link: BTreeMap<IpAddr, String> = addresses
+            .filter_map(|address| Some((address, seen.network_of(address)?)))
+            .collect();
+        let mut devices = seen.devices(facts);
+        // A gateway's network is the site's, whatever this node's own address in it.
+        let leading = on_link
+            .values()
+            .filter_map(|name| seen.links.get_key_value(name));
+        let leading = leading.map(|(name, link)| (name.clone(), link.index));
+        devices.inner.extend(leading);
         Ground {
-            devices: seen.devices(facts),
-            on_link: addresses
-                .filter_map(|address| Some((address, seen.network_of(address)?)))
-                .collect(),
+            devices,
+            on_link,
             mtus: facts.lan.iter().filter_map(own).collect(),
             name_taken: seen.vxlan == Named::Foreign,
             kernel: self.kernel,

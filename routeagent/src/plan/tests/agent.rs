@@ -321,6 +321,27 @@ fn a_gateway_leads_back_to_agents_that_need_it() {
     }
 }
 
+/// The way that leads to a neighbour need not be where the site's addresses are.
+#[test]
+fn vxlan_is_taken_by_the_way_that_leads_to_who_sends_it() {
+    let mut gateway = facts(&["10.2.0.0/16"]);
+    if let Exit::Tunnel(tunnel) = &mut gateway.exit {
+        tunnel.agents = [(key(30), neighbour(30))].into();
+    }
+    let rule = "udp dport 7803 fib daddr type local fib saddr . iif oif missing counter drop";
+    for facts in [gateway, agent(Mode::Vxlan, &BOTH)] {
+        let printed = |ground: &Ground| {
+            let settings = Settings::default();
+            super::super::plan(&facts, ground, &Found::default(), &settings).to_string()
+        };
+        let text = printed(&lan_ground());
+        assert!(text.contains(&format!("\t\tiif != 3 {rule}\n")), "{text}");
+        // Where no interface has an address of the site, too.
+        let text = printed(&Ground::default());
+        assert!(text.contains(&format!("\t\t{rule}\n")), "{text}");
+    }
+}
+
 #[test]
 fn what_is_sent_to_a_gateway_is_not_sent_through_it() {
     let facts = agent(Mode::Vxlan, &[("10.1.0.11/32", &[11])]);
