@@ -10,6 +10,7 @@ use proto::key::PublicKey;
 use proto::lan::{self, ProbeBy};
 use proto::ledger::{PrefixState, Standing};
 use proto::name::Name;
+use proto::record::Capabilities;
 use routeagent::facts::{Exit, Facts, Neighbour, Vxlan};
 use routeagent::held::{Held, Reach};
 
@@ -70,7 +71,7 @@ pub fn facts(
         exit: Exit::Tunnel(routeagent::facts::Tunnel {
             tun: tunnel.tun.clone(),
             listen_port: tunnel.listen_port,
-            agents: tunnel.agents.clone(),
+            agents: by_vxlan(siblings(&members(view)), &tunnel.agents),
             vxlan: Vxlan {
                 port: tunnel.vxlan_port,
                 own: view.identity,
@@ -78,6 +79,93 @@ pub fn facts(
             probes: probe_addresses(&view.identity),
         }),
     }
+}
+
+/// Another node of our site, as its signed record has it.
+struct Member {
+    name: Name,
+    role: Role,
+    by_vxlan: bool,
+    /// Inside the site, its LAN address first.
+    addresses: Vec<IpAddr>,
+}
+
+fn members(view: &View) -> BTreeMap<PublicKey, Member> {
+    let is_ours = |peer: &&Peer| peer.node.record.site == view.site;
+    let peers = view
+        .peers
+        .iter()
+        .filter(|_| view.standing == Standing::Good);
+    let members = peers.filter_map(|(identity, peer)| {
+        let peer = Some(&**peer).filter(is_ours)?;
+        let record = &peer.node.record;
+        // Gateways name their addresses of both families there.
+        let candidates = match record.role {
+            Role::Gateway => &peer.candidates[..],
+            Role::Agent => &[],
+        };
+        let more = candidates.iter().map(|candidate| candidate.ip());
+        let more = more.filter(|address| is_own(view, *address));
+        let member = Member {
+            name: record.node.clone(),
+            role: record.role,
+            by_vxlan: record.presence()?.capabilities.has(Capabilities::VXLAN),
+            addresses: peer.lan_address.into_iter().chain(more).collect(),
+        };
+        Some((*identity, member))
+    });
+    members.collect()
+}
+
+/// Where the site's network takes no addresses of other sites from agents, it takes none from the
+/// other gateways of the site either: what came in by one of them for this very node, or the other
+/// way round, goes by VXLAN too. That is so once the record of any agent says it. Gateways do not
+/// ask each other: all of them read the same records.
+fn siblings(members: &BTreeMap<PublicKey, Member>) -> BTreeMap<PublicKey, Neighbour> {
+    let agents = members.values().filter(|member| member.by_vxlan);
+    let agents = agents.filter(|member| member.role == Role::Agent);
+    let outer: BTreeSet<bool> = agents
+        .filter_map(|agent| agent.addresses.first())
+        .map(IpAddr::is_ipv4)
+        .collect();
+    // One interface speaks one family outside, and agents need theirs.
+    let Some(is_v4) = outer.last() else {
+        return BTreeMap::new();
+    };
+    let gateways = members.iter();
+    let gateways = gateways.filter(|(_, member)| member.role == Role::Gateway);
+    let siblings = gateways.filter_map(|(identity, gateway)| {
+        let of_family = |v4: bool| {
+            let mut addresses = gateway.addresses.iter();
+            addresses.find(|address| address.is_ipv4() == v4).copied()
+        };
+        let neighbour = Neighbour {
+            name: gateway.name.clone(),
+            lan: of_family(*is_v4)?,
+            other: of_family(!is_v4),
+            probes: Vec::new(),
+        };
+        Some((*identity, neighbour))
+    });
+    siblings.collect()
+}
+
+/// What an agent says of itself does not take what siblings have signed.
+fn by_vxlan(
+    siblings: BTreeMap<PublicKey, Neighbour>,
+    agents: &BTreeMap<PublicKey, Neighbour>,
+) -> BTreeMap<PublicKey, Neighbour> {
+    let signed = siblings.values();
+    let signed = signed.flat_map(|sibling| [Some(sibling.lan), sibling.other]);
+    let signed: BTreeSet<IpAddr> = signed.flatten().collect();
+    let agents = agents.iter().map(|(identity, agent)| {
+        let agent = Neighbour {
+            other: agent.other.filter(|other| !signed.contains(other)),
+            ..agent.clone()
+        };
+        (*identity, agent)
+    });
+    siblings.into_iter().chain(agents).collect()
 }
 
 /// Where agents of our site try the ways to this gateway, packets of the mesh going the same.
@@ -131,6 +219,74 @@ mod tests {
 
     fn identity(number: u8) -> PublicKey {
         SigningKey::from_seed(&[number; 32]).public()
+    }
+
+    fn member(role: Role, by_vxlan: bool, addresses: &[&str]) -> Member {
+        Member {
+            name: "x".parse().unwrap(),
+            role,
+            by_vxlan,
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        }
+    }
+
+    fn siblings_of(members: Vec<Member>) -> BTreeMap<PublicKey, Neighbour> {
+        siblings(&(1..).map(identity).zip(members).collect())
+    }
+
+    /// LAN address and other of each.
+    fn shown(neighbours: BTreeMap<PublicKey, Neighbour>) -> Vec<String> {
+        let neighbours = neighbours.into_values();
+        let mut shown: Vec<String> = neighbours
+            .map(|one| format!("{} {:?}", one.lan, one.other))
+            .collect();
+        shown.sort();
+        shown
+    }
+
+    #[test]
+    fn siblings_are_reached_by_vxlan_once_an_agent_is() {
+        let site = |agents: &[(bool, &str)]| {
+            let both = &["10.1.0.1", "10.1.0.1", "fd00:1::1"];
+            let mut site = vec![
+                member(Role::Gateway, false, both),
+                member(Role::Gateway, false, &["fd00:1::2"]),
+            ];
+            for (by_vxlan, address) in agents {
+                site.push(member(Role::Agent, *by_vxlan, &[*address]));
+            }
+            shown(siblings_of(site))
+        };
+        let direct = (false, "10.1.0.10");
+        assert_eq!(site(&[direct]), Vec::<String>::new());
+        assert_eq!(
+            site(&[direct, (true, "fd00:1::12")]),
+            ["fd00:1::1 Some(10.1.0.1)", "fd00:1::2 None"]
+        );
+        assert_eq!(
+            site(&[(true, "fd00:1::12"), (true, "10.1.0.11")]),
+            ["10.1.0.1 Some(fd00:1::1)"]
+        );
+    }
+
+    #[test]
+    fn no_agent_takes_an_address_that_a_sibling_signed() {
+        let agent = |other: &str| Neighbour {
+            name: "agent".parse().unwrap(),
+            lan: "10.1.0.10".parse().unwrap(),
+            other: Some(other.parse().unwrap()),
+            probes: Vec::new(),
+        };
+        let site = || {
+            siblings_of(vec![
+                member(Role::Gateway, false, &["10.1.0.1", "fd00:1::1"]),
+                member(Role::Agent, true, &["10.1.0.10"]),
+            ])
+        };
+        let with = |other| shown(by_vxlan(site(), &[(identity(9), agent(other))].into()));
+        let sibling = "10.1.0.1 Some(fd00:1::1)";
+        assert_eq!(with("fd00:1::1"), [sibling, "10.1.0.10 None"]);
+        assert_eq!(with("fd00:1::a"), [sibling, "10.1.0.10 Some(fd00:1::a)"]);
     }
 
     #[test]

@@ -135,17 +135,17 @@ fn all_to_all(tag: &str, lan: Lan, mode: &str) {
     if skip(tag, &["nft"]) {
         return;
     }
-    // Where addresses are checked, an answer to a gateway must not come in by its sibling, which could
-    // not pass it on: gateways have no VXLAN among themselves.
-    let open = match lan {
-        Lan::One | Lan::Routed => Plan::OPEN,
-        Lan::Checked => Plan::ONE,
-    };
     let behind_nat = Plan {
         gateways: 1,
         nat: Nat::Cone,
     };
-    let sites = [open.agents(1).over(lan), behind_nat.agents(2).over(lan)];
+    let open = Plan::OPEN.agents(1);
+    let sites = match lan {
+        Lan::One | Lan::Routed => [open, behind_nat.agents(2)],
+        // What comes in by one gateway for the other is not of the other's address, either way.
+        Lan::Checked => [open, open],
+    };
+    let sites = sites.map(|site| site.over(lan));
     let mesh = Mesh::up(tag, &sites).unwrap();
     for agent in mesh.sites.iter().flat_map(|site| &site.agents) {
         let status = agent.status().unwrap();
@@ -170,4 +170,28 @@ fn all_machines_reach_each_other_behind_a_router() {
 #[test]
 fn all_machines_reach_each_other_where_foreign_addresses_are_dropped() {
     all_to_all("checked", Lan::Checked, "vxlan");
+}
+
+#[test]
+fn with_another_port_of_vxlan_on_both_sides_the_usual_one_is_not_needed() {
+    if skip("agent_port", &["nft"]) {
+        return;
+    }
+    let sites = [Plan::ONE.agents(1).over(Lan::Routed), Plan::ONE.agents(0)];
+    let mut mesh = Mesh::at_rest("agent-port", &sites).unwrap();
+    let site = &mut mesh.sites[0];
+    let gateways = site.gateways.iter_mut().map(|gateway| &mut **gateway);
+    let agents = site.agents.iter_mut().map(|agent| &mut **agent);
+    let mut usual = Vec::new();
+    for daemon in gateways.chain(agents) {
+        let other = ["--vxlan-port", "7900"];
+        daemon.arguments.extend(other.map(str::to_owned));
+        let taken = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7803));
+        usual.push(daemon.namespace.within(taken).unwrap().unwrap());
+    }
+    mesh.start_all().unwrap();
+    assert_eq!(mesh.sites[0].agents[0].mode().unwrap(), "vxlan");
+    mesh.wait_for_ping(0, 1, PATIENCE).unwrap();
+    mesh.wait_for_ping(1, 0, PATIENCE).unwrap();
+    mesh.watch.assert_clean();
 }
