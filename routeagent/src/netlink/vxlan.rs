@@ -141,8 +141,11 @@ pub(crate) fn make(raw: &Requests, vxlan: &Vxlan) -> Result<(), Refused> {
     raw.change(what, message, NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// What is sent comes from the port to which the others send: then a host firewall that lets answers
-/// in takes theirs for such. The end of the range is not of it.
+/// What is sent comes from the port to which the others send: then a host firewall, or a cloud's
+/// security group, that lets answers in takes theirs for such. A port for each flow would spread
+/// them over queues and paths, and our guard would take it; but behind such a firewall nothing
+/// would come any more, and each flow would cost an entry of connection tracking. The traffic of a
+/// gateway is spread by the addresses of its agents. The end of the range is not of it.
 fn own_port(port: u16) -> [u8; 4] {
     let [high, low] = port.to_be_bytes();
     let [end_high, end_low] = port.saturating_add(1).to_be_bytes();
