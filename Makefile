@@ -21,6 +21,7 @@ test: setup build ## Run every test; needs root or sudo
 simulate: ## Simulate random lives of meshes for SECONDS=60, or repeat one by SEED=N
 	env SECONDS=$(or $(SECONDS),60) RANDOM_LIVES=1 cargo test --release -p tests --test simulation random -- --nocapture
 	env LINK_DAYS=$(or $(LINK_DAYS),5) cargo test --release -p gateway --lib -- --nocapture link_days
+	env LAN_LIVES=$(or $(LAN_LIVES),50) cargo test --release -p gateway --lib -- --nocapture agents::tests::lives
 
 demo: ## See a mesh of three sites on this machine, and measure it; leaves nothing behind
 	@tests/setup.sh demo
