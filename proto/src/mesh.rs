@@ -435,6 +435,14 @@ impl Mesh {
         (held.place == Place::Present).then_some(&held.node)
     }
 
+    /// Where a present node stands in the order of joining: the number of its grant's entry, and of
+    /// its use. No node chooses either.
+    pub fn joined(&self, identity: &PublicKey) -> Option<(u64, u32)> {
+        let held = self.register.get(identity)?;
+        let grant = self.charter().grant(&held.node.grant)?;
+        Some((grant.number, held.enrolment.use_number))
+    }
+
     /// What is held of an identity, whether it counts now or not: not always as it was shown last.
     pub fn held(&self, identity: &PublicKey) -> Option<&Member> {
         Some(&self.register.get(identity)?.node.member)

@@ -59,6 +59,8 @@ pub struct Peer {
     pub node: Node,
     pub candidates: Vec<SocketAddr>,
     pub lan_address: Option<IpAddr>,
+    /// Who has less joined before: see [`proto::mesh::Mesh::joined`].
+    pub joined: (u64, u32),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

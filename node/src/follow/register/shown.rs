@@ -155,6 +155,7 @@ impl Register {
         (node.identity != self.identity).then(|| Peer {
             candidates: self.mesh.usable_candidates(node),
             lan_address: self.mesh.usable_lan_address(node),
+            joined: self.mesh.joined(identity).unwrap_or((u64::MAX, u32::MAX)),
             node: node.clone(),
         })
     }
