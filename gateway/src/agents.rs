@@ -2,11 +2,13 @@
 //! sites it reaches, and says in time that it stops.
 //!
 //! Pure: time and the socket are the caller's. Nothing is sent unasked save that we leave; nothing
-//! is remembered of a question that does not prove fresh by naming one of our own answers, so that
-//! what was once recorded on the wire moves nothing.
+//! is remembered of a question that does not prove fresh by naming an answer of ours that went to
+//! where it comes from, so that what was once recorded on the wire moves nothing, and an agent can
+//! have nothing sent to others.
 
 mod agent;
-mod sources;
+mod budget;
+mod numbers;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -17,12 +19,13 @@ use boringtun::x25519;
 use proto::key::{MeshId, PublicKey, WireguardKey};
 use proto::lan::{
     Answer, Ask, Heard, INTERVAL, LONGEST_INTERVAL, Message, Mode, PairKey, ProbeBy, Site, Tag,
-    probe_address, sender_of, tag_of,
+    may_be_ask, probe_address, sender_of, tag_of,
 };
 use proto::name::Name;
 
 use agent::{Agent, Taken};
-use sources::Sources;
+use budget::{Budget, Rate};
+use numbers::Numbers;
 use table::Table;
 
 /// Above this many agents each is asked to ask less often.
@@ -38,6 +41,12 @@ const SAY_AGAIN: Duration = Duration::from_millis(25);
 const LEAVE_WITHIN: Duration = Duration::from_millis(600);
 /// After the last one heard it, its kernel needs a moment, and packets are on their way.
 const STRAGGLERS: Duration = Duration::from_millis(150);
+/// A question that fetches parts of a table fetches so many at once.
+const PARTS_AT_ONCE: usize = 16;
+/// What comes in the name of agents from where none of them is known to be, and is wrong.
+const WRONG: Rate = Rate::new(20_000, 2000);
+/// Answers to questions from there that prove nothing.
+const TO_STRANGERS: Rate = Rate::new(2000, 2000);
 
 /// This gateway, in this start.
 pub struct Own {
@@ -46,6 +55,8 @@ pub struct Own {
     pub wireguard: x25519::StaticSecret,
     /// Random, another one after every start.
     pub boot: u64,
+    /// Random, and known to nobody else.
+    pub secret: u64,
 }
 
 /// An agent of this site, as its verified record has it.
@@ -80,7 +91,7 @@ pub struct Reached {
     pub name: Name,
     /// Of its signed record.
     pub lan: IpAddr,
-    /// Of the other family, as it says itself, if no other node has it.
+    /// Of the other family, as it says and has shown itself, if no other node has it.
     pub other: Option<IpAddr>,
 }
 
@@ -91,9 +102,9 @@ pub struct Refused {
     pub unknown: u64,
     /// Sent by another than it claims, or cannot be read.
     pub forged: u64,
-    /// Old, or sent twice.
+    /// Old, or sent twice, or too soon.
     pub stale: u64,
-    /// From a source with too many of those.
+    /// There were too many of those.
     pub limited: u64,
 }
 
@@ -111,7 +122,9 @@ pub struct Agents {
     interval: Duration,
     next_look: Option<Duration>,
     leave: Option<Leave>,
-    sources: Sources,
+    numbers: Numbers,
+    wrong: Budget,
+    to_strangers: Budget,
     refused: Refused,
     has_changed: bool,
     transmits: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -130,6 +143,7 @@ impl Agents {
     pub fn new(own: Own) -> Agents {
         Agents {
             tag: tag_of(&own.identity),
+            numbers: Numbers::new(own.boot, own.secret),
             own,
             agents: BTreeMap::new(),
             by_tag: HashMap::new(),
@@ -140,7 +154,8 @@ impl Agents {
             interval: INTERVAL,
             next_look: None,
             leave: None,
-            sources: Sources::default(),
+            wrong: Budget::default(),
+            to_strangers: Budget::default(),
             refused: Refused::default(),
             has_changed: false,
             transmits: VecDeque::new(),
@@ -158,7 +173,7 @@ impl Agents {
             match self.agents.get_mut(&who) {
                 Some(agent) => agent.handle_place(at),
                 None => {
-                    self.agents.insert(who, Agent::new(at));
+                    self.agents.insert(who, Agent::new(&who, at));
                 }
             }
         }
@@ -184,10 +199,11 @@ impl Agents {
     /// Whatever came to the socket.
     pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], now: Duration) {
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        let Some((who, message)) = self.open(from, datagram, now) else {
+        let Some((who, is_there, message)) = self.open(from, datagram, now) else {
             return;
         };
         let taken = match message {
+            Message::Ask(ask) if ask.shows_other => self.take_other(&who, &ask, from, now),
             Message::Ask(ask) => self.take(&who, &ask, from, now),
             Message::Answer(_)
             | Message::Sites(_)
@@ -197,28 +213,30 @@ impl Agents {
         if taken == Taken::Stale {
             self.refused.stale += 1;
         }
-        if matches!(taken, Taken::Stale | Taken::Unproven) {
-            let is_usual = self.agents.get(&who).is_some_and(|agent| agent.is_at(from));
-            self.sources.charge(from.ip(), is_usual, now);
+        if matches!(taken, Taken::Stale | Taken::Unproven) && !is_there {
+            self.wrong.charge(WRONG, now);
         }
     }
 
-    /// One look-up and one MAC at most before anything is believed, and none for a source that
-    /// was wrong too often. A source that an agent is heard from is given more, since others may
-    /// use its name to have it shut out.
+    /// One look-up and one MAC at most before anything is believed.
+    ///
+    /// From where an agent is known to be all is looked at, since others may use its name and its
+    /// address to have it shut out; the MAC costs no more than to read the datagram did. What comes
+    /// from elsewhere has a budget, which agents do not use once they were heard.
     fn open(
         &mut self,
         from: SocketAddr,
         datagram: &[u8],
         now: Duration,
-    ) -> Option<(PublicKey, Message)> {
-        let who = sender_of(datagram).and_then(|tag| self.by_tag.get(&tag));
+    ) -> Option<(PublicKey, bool, Message)> {
+        let tag = sender_of(datagram).filter(|_| may_be_ask(datagram));
+        let who = tag.and_then(|tag| self.by_tag.get(&tag));
         let Some((who, agent)) = who.and_then(|who| Some((*who, self.agents.get_mut(who)?))) else {
             self.refused.unknown += 1;
             return None;
         };
-        let is_usual = agent.is_at(from);
-        if !self.sources.allows(from.ip(), is_usual, now) {
+        let is_there = agent.is_at(from);
+        if !is_there && !self.wrong.allows(WRONG, now) {
             self.refused.limited += 1;
             return None;
         }
@@ -227,9 +245,11 @@ impl Agents {
             .and_then(|key| Message::open(datagram, key).ok());
         if opened.is_none() {
             self.refused.forged += 1;
-            self.sources.charge(from.ip(), is_usual, now);
+            if !is_there {
+                self.wrong.charge(WRONG, now);
+            }
         }
-        opened.map(|message| (who, message))
+        opened.map(|message| (who, is_there, message))
     }
 
     fn take(&mut self, who: &PublicKey, ask: &Ask, from: SocketAddr, now: Duration) -> Taken {
@@ -237,32 +257,81 @@ impl Agents {
             return Taken::Stale;
         };
         let was_heard = agent.is_heard(now, self.interval);
-        let taken = agent.take(ask, self.own.boot, from, now);
+        let proof = ask.heard;
+        let proof = proof.and_then(|heard| self.numbers.proven(heard, agent.tag, from, now));
+        let taken = agent.take(ask, proof, from, now);
         match taken {
             Taken::Stale => return taken,
-            Taken::Unproven | Taken::Fresh => {}
+            Taken::Unproven => {
+                self.answer_stranger(who, ask, from, now);
+                return taken;
+            }
+            Taken::Fresh => {}
             Taken::Changed => self.has_changed = true,
         }
-        self.answer(who, (ask.boot, ask.number), from);
-        if taken != Taken::Unproven {
-            self.tell_sites(who, ask, from);
-            if !was_heard {
-                self.has_changed = true;
-                self.look(now);
+        self.answer(who, (ask.boot, ask.number), from, now);
+        self.tell_sites(who, ask, from, now);
+        if !was_heard {
+            self.has_changed = true;
+            self.look(now);
+        }
+        self.settle_leave(now);
+        taken
+    }
+
+    fn take_other(&mut self, who: &PublicKey, ask: &Ask, from: SocketAddr, now: Duration) -> Taken {
+        let Some(agent) = self.agents.get_mut(who) else {
+            return Taken::Stale;
+        };
+        let proof = ask.heard;
+        let proof = proof.and_then(|heard| self.numbers.proven(heard, agent.tag, from, now));
+        let taken = agent.take_other(ask, proof, from, now);
+        match taken {
+            Taken::Stale => {}
+            Taken::Unproven => self.answer_stranger(who, ask, from, now),
+            Taken::Fresh | Taken::Changed => {
+                self.answer(who, (ask.boot, ask.number), from, now);
+                self.has_changed |= taken == Taken::Changed;
+                self.next_look.get_or_insert(now + LOOK);
             }
-            self.settle_leave(now);
         }
         taken
     }
 
-    fn answer(&mut self, who: &PublicKey, (boot, number): (u64, u64), to: SocketAddr) {
+    /// A question that proves nothing may be one that was recorded: what is sent for such is
+    /// limited, and not by what comes from elsewhere than the agent is known to be.
+    fn answer_stranger(&mut self, who: &PublicKey, ask: &Ask, to: SocketAddr, now: Duration) {
+        let Some(agent) = self.agents.get_mut(who) else {
+            return;
+        };
+        let may = if agent.is_at(to) {
+            agent.may_answer(now)
+        } else {
+            self.to_strangers.take(TO_STRANGERS, now)
+        };
+        if may {
+            self.answer(who, (ask.boot, ask.number), to, now);
+        } else {
+            self.refused.limited += 1;
+        }
+    }
+
+    fn answer(
+        &mut self,
+        who: &PublicKey,
+        (boot, number): (u64, u64),
+        to: SocketAddr,
+        now: Duration,
+    ) {
         let Some(agent) = self.agents.get_mut(who) else {
             return;
         };
         let other = |own: &&IpAddr| own.is_ipv4() != to.is_ipv4();
+        let own_number = self.numbers.next(agent.last_answer(), agent.tag, to, now);
+        agent.handle_answered(own_number, self.leave.is_some());
         let answer = Answer {
             boot: self.own.boot,
-            number: agent.next_answer(self.leave.is_some()),
+            number: own_number,
             to: Heard { boot, number },
             interval: u16::try_from(self.interval.as_millis()).unwrap_or(u16::MAX),
             table: self.table.version(),
@@ -276,8 +345,8 @@ impl Agents {
         }
     }
 
-    /// The parts of our table that it lacks.
-    fn tell_sites(&mut self, who: &PublicKey, ask: &Ask, to: SocketAddr) {
+    /// Parts of our table that it lacks. It asks again for those that did not come with these.
+    fn tell_sites(&mut self, who: &PublicKey, ask: &Ask, to: SocketAddr, now: Duration) {
         let Some(agent) = self.agents.get_mut(who) else {
             return;
         };
@@ -286,10 +355,15 @@ impl Agents {
         } else {
             0
         };
+        let missing = self.table.missing(has, self.own.boot);
+        let mut missing = missing.take(PARTS_AT_ONCE).peekable();
+        if missing.peek().is_none() || !agent.may_tell(self.interval / 2, now) {
+            return;
+        }
         let Some(key) = agent.key(&self.own, who) else {
             return;
         };
-        for part in self.table.missing(has, self.own.boot) {
+        for part in missing {
             let datagram = Message::Sites(part).seal(self.tag, key);
             self.transmits.push_back((to, datagram));
         }
@@ -306,7 +380,8 @@ impl Agents {
             return None;
         };
         let is_meant = to == probe_address(&self.own.identity, probe.by, to);
-        if !is_meant || !agent.may_probe(probe.by, now) {
+        let is_fresh = is_meant && self.numbers.is_fresh(probe.heard, now);
+        if !is_fresh || !agent.take_probe(index(probe.by, to), &probe, now) {
             self.refused.stale += 1;
             return None;
         }
@@ -367,7 +442,7 @@ impl Agents {
             for who in waiting {
                 let last = self.agents.get(&who).and_then(Agent::last_question);
                 if let Some((question, address)) = last {
-                    self.answer(&who, question, address);
+                    self.answer(&who, question, address, now);
                 }
             }
         }
@@ -380,7 +455,7 @@ impl Agents {
         self.settle_leave(now);
     }
 
-    /// `None` while no agent is heard.
+    /// `None` while nothing is known of any agent that time changes.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let leave = self.leave.as_ref().filter(|leave| !leave.is_heard);
         let leave = leave.map(|leave| leave.next.min(leave.until));
@@ -396,15 +471,19 @@ impl Agents {
         std::mem::replace(&mut self.has_changed, false)
     }
 
-    /// How many there are, and so how often each is to ask.
+    /// How many there are, and so how often each is to ask; and what is not believed any more.
     fn look(&mut self, now: Duration) {
+        for agent in self.agents.values_mut() {
+            self.has_changed |= agent.forget(now);
+        }
+        let has_shown = self.agents.values().any(Agent::has_shown);
         let interval = self.interval;
         let heard = self.agents.values();
         let heard = heard.filter(|agent| agent.is_heard(now, interval)).count();
         let times = heard.div_ceil(AT_FULL_PACE).max(1);
         let times = u32::try_from(times).unwrap_or(u32::MAX);
         self.interval = INTERVAL.saturating_mul(times).min(LONGEST_INTERVAL);
-        self.next_look = (heard > 0).then(|| now + LOOK);
+        self.next_look = (heard > 0 || has_shown).then(|| now + LOOK);
     }
 
     pub fn statuses(&self, now: Duration) -> Vec<AgentStatus> {
@@ -422,10 +501,8 @@ impl Agents {
     pub fn reached(&self) -> BTreeMap<PublicKey, Reached> {
         let by_vxlan = || self.agents.iter().filter(|(_, agent)| agent.is_by_vxlan());
         let mut claimed: BTreeMap<IpAddr, u32> = BTreeMap::new();
-        for (_, agent) in by_vxlan() {
-            if let Some(other) = agent.other_lan() {
-                *claimed.entry(other).or_default() += 1;
-            }
+        for other in self.agents.values().filter_map(Agent::other_lan) {
+            *claimed.entry(other).or_default() += 1;
         }
         let is_its_own = |other: &IpAddr| {
             claimed.get(other) == Some(&1)
@@ -444,12 +521,13 @@ impl Agents {
     }
 }
 
-/// What keeps the two ways apart where both are counted.
-const fn index(by: ProbeBy) -> usize {
-    match by {
+/// What keeps ways and families of probes apart where they are counted.
+const fn index(by: ProbeBy, to: IpAddr) -> usize {
+    let way = match by {
         ProbeBy::Direct => 0,
         ProbeBy::Vxlan => 1,
-    }
+    };
+    if to.is_ipv4() { way } else { way + 2 }
 }
 
 impl Own {

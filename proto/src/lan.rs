@@ -3,7 +3,9 @@
 //!
 //! Every datagram carries a MAC under a key that only the two nodes have, and is still read as
 //! coming from someone who may lie. What a gateway sends without having heard from an agent that it
-//! knows is nothing, and never more than the question was long until the question proves fresh.
+//! knows is nothing, save that it leaves. It answers a question to where that came from, with no
+//! more than the question was long, until the question names an answer that was sent to that very
+//! address a short while ago: only then does an address get more, or count as the agent's.
 
 mod address;
 mod key;
@@ -44,6 +46,8 @@ const PART_HEAD: usize = 8 + 8 + 3;
 const SITE: usize = 8 + 2 + 1;
 /// Of a question; no shorter than an answer, so that nobody gains by asking in another's name.
 const ASK_LENGTH: usize = 112;
+/// With all that later versions may add to one.
+const LONGEST_ASK: usize = 2 * ASK_LENGTH;
 
 const ASK: u8 = 0xd0;
 const ANSWER: u8 = 0xd1;
@@ -100,15 +104,19 @@ pub struct Ask {
     pub mode: Mode,
     /// Whether foreign packets pass between both, if that is known.
     pub passes: Option<bool>,
-    /// The sender's address in the family that this message does not travel in.
+    /// The sender's address in the family that its questions do not travel in.
     pub other_lan: Option<IpAddr>,
+    /// It is sent from that other address, to show that the sender has it; nothing else in it
+    /// counts. Such questions are numbered apart.
+    pub shows_other: bool,
 }
 
 /// Of a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub boot: u64,
-    /// Counts the answers of this boot to this agent.
+    /// Grows with each answer of this boot to this agent. It tells the gateway when, and to which
+    /// address, the answer was sent; to others it says no more than which is newer.
     pub number: u64,
     /// The question.
     pub to: Heard,
@@ -148,6 +156,8 @@ pub struct Site {
 pub struct Probe {
     pub nonce: u64,
     pub by: ProbeBy,
+    /// The last answer of the gateway that the agent took: what was recorded is older.
+    pub heard: Heard,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,6 +205,12 @@ pub fn sender_of(datagram: &[u8]) -> Option<Tag> {
         && (ASK..=PROBE_ANSWER).contains(&datagram[0])
         && datagram[1] == VERSION;
     may_be.then(|| std::array::from_fn(|at| datagram[2 + at]))
+}
+
+/// Whether it has the form of a question, so that nothing else costs a gateway a MAC.
+pub fn may_be_ask(datagram: &[u8]) -> bool {
+    let is_of_kind = sender_of(datagram).is_some() && datagram[0] == ASK;
+    is_of_kind && (ASK_LENGTH..=LONGEST_ASK).contains(&datagram.len())
 }
 
 /// How many parts a table of so many sites has; what does not fit is left out.
@@ -285,7 +301,8 @@ impl Ask {
                 Some(true) => 2,
             })
             .option(self.heard, |out, heard| heard.write(out))
-            .option(self.other_lan, |out, address| out.address(address));
+            .option(self.other_lan, |out, address| out.address(address))
+            .u8(u8::from(self.shows_other));
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Ask, BlobError> {
@@ -309,6 +326,11 @@ impl Ask {
             },
             heard: from.option("answer heard", Heard::read)?,
             other_lan: from.option("other address", |from| from.address("other address"))?,
+            shows_other: match from.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(BlobError::Field("what a question shows")),
+            },
         })
     }
 }
@@ -386,6 +408,7 @@ impl Probe {
             ProbeBy::Direct => 0,
             ProbeBy::Vxlan => 1,
         });
+        self.heard.write(out);
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Probe, BlobError> {
@@ -396,6 +419,7 @@ impl Probe {
                 1 => ProbeBy::Vxlan,
                 _ => return Err(BlobError::Field("way of a probe")),
             },
+            heard: Heard::read(from)?,
         })
     }
 }

@@ -32,6 +32,7 @@ fn ask() -> Ask {
         mode: Mode::Vxlan,
         passes: Some(true),
         other_lan: Some("fd00::7".parse().expect("an address")),
+        shows_other: false,
     }
 }
 
@@ -58,6 +59,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         mode: Mode::Undecided,
         passes: None,
         other_lan: None,
+        shows_other: true,
         ..ask()
     };
     let going_on = Answer {
@@ -81,6 +83,10 @@ fn messages() -> Vec<(&'static str, Message)> {
     let probe = |by| Probe {
         nonce: 0x2122_2324_2526_2728,
         by,
+        heard: Heard {
+            boot: 0x1112_1314_1516_1718,
+            number: 12,
+        },
     };
     vec![
         ("ask", Message::Ask(ask())),

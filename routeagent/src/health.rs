@@ -10,6 +10,7 @@
 
 mod choice;
 mod gateway;
+mod other;
 mod table;
 mod trial;
 
@@ -126,7 +127,8 @@ impl Health {
         }
     }
 
-    /// This node's LAN address in the family that its questions do not travel in.
+    /// This node's LAN address in the family that its questions do not travel in; what goes to an
+    /// address of that family is sent from it.
     pub const fn set_other_lan(&mut self, address: Option<IpAddr>) {
         self.other_lan = address;
     }
@@ -159,7 +161,9 @@ impl Health {
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
         let is_own_address = from == gateway.at.address;
         let is_probe = |by| from.ip() == probe_address(who, by, from.ip());
-        if !is_own_address && !is_probe(ProbeBy::Direct) && !is_probe(ProbeBy::Vxlan) {
+        let is_other = gateway.is_other(from);
+        let is_probed = is_probe(ProbeBy::Direct) || is_probe(ProbeBy::Vxlan);
+        if !is_own_address && !is_other && !is_probed {
             return News::Nothing;
         }
         let Ok(message) = Message::open(datagram, &gateway.at.key) else {
@@ -168,6 +172,10 @@ impl Health {
         match message {
             Message::Answer(answer) if is_own_address => {
                 gateway.handle_answer(&answer, self.own.boot, now)
+            }
+            Message::Answer(answer) if is_other => {
+                gateway.handle_other(&answer, self.own.boot, now);
+                News::Nothing
             }
             Message::Sites(sites) if is_own_address => gateway.handle_sites(sites),
             Message::ProbeAnswer(probe) if is_probe(probe.by) => {
@@ -229,6 +237,10 @@ impl Health {
             if let Some(ask) = gateway.poll_ask(&says, now) {
                 let datagram = Message::Ask(ask).seal(self.tag, &gateway.at.key);
                 self.transmits.push_back((gateway.at.address, datagram));
+            }
+            if let Some((to, ask)) = gateway.poll_other(&says, now) {
+                let datagram = Message::Ask(ask).seal(self.tag, &gateway.at.key);
+                self.transmits.push_back((to, datagram));
             }
             let nonce = || {
                 nonces += 1;

@@ -1,22 +1,34 @@
 //! What is known of one agent.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use proto::key::PublicKey;
-use proto::lan::{Ask, Mode, PairKey, ProbeBy, is_usable};
+use proto::lan::{Ask, Mode, PORT, PairKey, Probe, Tag, is_usable, tag_of};
 
-use super::{AgentAt, AgentStatus, GONE_AFTER, GONE_AFTER_LEAST, Own, index};
+use super::budget::{Budget, Rate};
+use super::{AgentAt, AgentStatus, GONE_AFTER, GONE_AFTER_LEAST, Own};
 
 /// Probes on one way come no faster.
 const PROBES_APART: Duration = Duration::from_millis(20);
+/// Of one way; more than are sent between two answers.
+const NONCES: usize = 16;
+/// Questions that are taken. Agents leave ten milliseconds between two, and networks may make
+/// several come together.
+const ASKS: Rate = Rate::new(100, 20);
+/// Answers to questions that prove nothing, from where the agent is known to be.
+const UNPROVEN: Rate = Rate::new(1000, 1000);
+/// That the agent has its other address counts for so long.
+const SHOWN_FOR: Duration = Duration::from_secs(60);
 
 /// What became of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     /// Old, or not for this.
     Stale,
-    /// It names no answer of ours: answered, and nothing is made of it.
+    /// It names no answer of ours that went to where it comes from: answered, and nothing is made
+    /// of it.
     Unproven,
     Fresh,
     /// Fresh, and it says something new.
@@ -25,6 +37,7 @@ pub(super) enum Taken {
 
 pub(super) struct Agent {
     pub(super) at: AgentAt,
+    pub(super) tag: Tag,
     /// Made when it is heard for the first time; `None` inside if the two keys make none.
     key: Option<Option<PairKey>>,
     /// Of our last answer.
@@ -32,9 +45,18 @@ pub(super) struct Agent {
     /// The highest of our answers that it has named.
     echoed: u64,
     heard: Option<HeardOf>,
+    other: Option<Other>,
+    /// An address of the family that its record does not name, and when what was sent there had
+    /// reached it.
+    shown: Option<(SocketAddr, Duration)>,
     /// The first answer that said that we leave.
     leaving: Option<u64>,
-    probed: [Option<Duration>; 2],
+    asks: Budget,
+    unproven: Budget,
+    /// When it was told parts of our table.
+    told: Option<Duration>,
+    /// By way and family.
+    probed: [Probed; 4],
 }
 
 /// Of the last question that proved fresh.
@@ -50,16 +72,41 @@ struct HeardOf {
     other_lan: Option<IpAddr>,
 }
 
+/// Of the last question that only showed where the agent is besides.
+#[derive(Clone, Copy)]
+struct Other {
+    boot: u64,
+    number: u64,
+    /// The answer that it named: each shows an address once.
+    echoed: u64,
+}
+
+/// Probes that were answered.
+#[derive(Default)]
+struct Probed {
+    at: Option<Duration>,
+    /// The newest answer that one named.
+    heard: u64,
+    /// Of those that named it.
+    nonces: VecDeque<u64>,
+}
+
 impl Agent {
-    pub(super) const fn new(at: AgentAt) -> Agent {
+    pub(super) fn new(who: &PublicKey, at: AgentAt) -> Agent {
         Agent {
             at,
+            tag: tag_of(who),
             key: None,
             answered: 0,
             echoed: 0,
             heard: None,
+            other: None,
+            shown: None,
             leaving: None,
-            probed: [None; 2],
+            asks: Budget::default(),
+            unproven: Budget::default(),
+            told: None,
+            probed: Default::default(),
         }
     }
 
@@ -78,33 +125,38 @@ impl Agent {
             .as_ref()
     }
 
-    pub(super) fn take(&mut self, ask: &Ask, boot: u64, from: SocketAddr, now: Duration) -> Taken {
+    /// `proof`: the answer that it names, if that went to where it comes from, a short while ago.
+    pub(super) fn take(
+        &mut self,
+        ask: &Ask,
+        proof: Option<u64>,
+        from: SocketAddr,
+        now: Duration,
+    ) -> Taken {
         let former = self.heard;
         let is_same_boot = former.is_some_and(|former| former.boot == ask.boot);
         if is_same_boot && former.is_some_and(|former| ask.number <= former.number) {
             return Taken::Stale;
         }
-        let Some(heard) = ask.heard.filter(|heard| heard.boot == boot) else {
+        let Some(echo) = proof else {
             return Taken::Unproven;
         };
         // Another start of the agent must have heard something newer than the one before.
         let is_new_enough = if is_same_boot {
-            heard.number >= self.echoed
+            echo >= self.echoed
         } else {
-            heard.number > self.echoed
+            echo > self.echoed
         };
-        if !is_new_enough || heard.number > self.answered {
+        if !is_new_enough || !self.asks.take(ASKS, now) {
             return Taken::Stale;
         }
-        self.echoed = heard.number;
+        self.echoed = echo;
         let mode = match (ask.mode, former) {
             // It begins anew, and its kernel goes on as it was.
             (Mode::Undecided, Some(former)) => former.mode,
             (Mode::Undecided | Mode::Direct | Mode::Vxlan, _) => ask.mode,
         };
-        let other_lan = ask
-            .other_lan
-            .filter(|other| is_usable(*other) && other.is_ipv4() != from.is_ipv4());
+        let before = former.map(|former| (former.mode, self.other_lan()));
         self.heard = Some(HeardOf {
             boot: ask.boot,
             number: ask.number,
@@ -113,23 +165,81 @@ impl Agent {
             interval: Duration::from_millis(ask.interval.into()),
             mode,
             passes: ask.passes,
-            other_lan,
+            other_lan: ask.other_lan.filter(|other| is_usable(*other)),
         });
-        let says = former.map(|former| (former.mode, former.other_lan));
-        if says == Some((mode, other_lan)) {
+        self.show(from, now);
+        if before == Some((mode, self.other_lan())) {
             Taken::Fresh
         } else {
             Taken::Changed
         }
     }
 
-    /// The number of the answer that is sent now.
-    pub(super) fn next_answer(&mut self, is_leaving: bool) -> u64 {
-        self.answered += 1;
-        if is_leaving {
-            self.leaving.get_or_insert(self.answered);
+    /// One that only shows that it has the address `from`.
+    pub(super) fn take_other(
+        &mut self,
+        ask: &Ask,
+        proof: Option<u64>,
+        from: SocketAddr,
+        now: Duration,
+    ) -> Taken {
+        let former = self.other;
+        if former.is_some_and(|former| former.boot == ask.boot && ask.number <= former.number) {
+            return Taken::Stale;
         }
+        let is_new = |echo: &u64| former.is_none_or(|former| *echo > former.echoed);
+        let Some(echoed) = proof.filter(is_new) else {
+            return Taken::Unproven;
+        };
+        if !self.asks.take(ASKS, now) {
+            return Taken::Stale;
+        }
+        let (boot, number) = (ask.boot, ask.number);
+        self.other = Some(Other {
+            boot,
+            number,
+            echoed,
+        });
+        let before = self.other_lan();
+        self.show(from, now);
+        if before == self.other_lan() {
+            Taken::Fresh
+        } else {
+            Taken::Changed
+        }
+    }
+
+    /// It has read what was sent there.
+    fn show(&mut self, from: SocketAddr, now: Duration) {
+        let recorded = self.at.lan;
+        if recorded.is_some_and(|lan| lan.is_ipv4() != from.is_ipv4()) {
+            self.shown = Some((from, now));
+        }
+    }
+
+    /// Whether a question that proves nothing may be answered.
+    pub(super) fn may_answer(&mut self, now: Duration) -> bool {
+        self.unproven.take(UNPROVEN, now)
+    }
+
+    /// Whether it may be told parts of our table now.
+    pub(super) fn may_tell(&mut self, apart: Duration, now: Duration) -> bool {
+        let may = self.told.is_none_or(|at| now.saturating_sub(at) >= apart);
+        if may {
+            self.told = Some(now);
+        }
+        may
+    }
+
+    pub(super) const fn last_answer(&self) -> u64 {
         self.answered
+    }
+
+    pub(super) fn handle_answered(&mut self, number: u64, is_leaving: bool) {
+        self.answered = number;
+        if is_leaving {
+            self.leaving.get_or_insert(number);
+        }
     }
 
     pub(super) fn knows_we_leave(&self) -> bool {
@@ -141,9 +251,12 @@ impl Agent {
             .map(|heard| ((heard.boot, heard.number), heard.from))
     }
 
-    /// Whether this is where it was heard last.
+    /// Whether it is known to be there: by its record, or because it was heard from there last.
     pub(super) fn is_at(&self, from: SocketAddr) -> bool {
-        self.heard.is_some_and(|heard| heard.from == from)
+        let heard = self.heard.map(|heard| heard.from);
+        let shown = self.shown.map(|(shown, _)| shown);
+        let recorded = self.at.lan.map(|lan| SocketAddr::new(lan, PORT));
+        [heard, shown, recorded].contains(&Some(from))
     }
 
     pub(super) fn is_heard(&self, now: Duration, interval: Duration) -> bool {
@@ -155,13 +268,25 @@ impl Agent {
             .is_some_and(|heard| now.saturating_sub(heard.at) < limit(heard))
     }
 
-    pub(super) fn may_probe(&mut self, by: ProbeBy, now: Duration) -> bool {
-        let last = &mut self.probed[index(by)];
-        let may = last.is_none_or(|last| now.saturating_sub(last) >= PROBES_APART);
-        if may {
-            *last = Some(now);
+    /// Whether a probe of the way `index` is new, and does not come too soon. What was recorded
+    /// changes nothing here, so that it does not take the place of a true one.
+    pub(super) fn take_probe(&mut self, index: usize, probe: &Probe, now: Duration) -> bool {
+        let Some(probed) = self.probed.get_mut(index) else {
+            return false;
+        };
+        let is_old = probe.heard.number < probed.heard
+            || probe.heard.number == probed.heard && probed.nonces.contains(&probe.nonce);
+        let is_soon = |at: Duration| now.saturating_sub(at) < PROBES_APART;
+        if is_old || probed.at.is_some_and(is_soon) {
+            return false;
         }
-        may
+        if probe.heard.number > probed.heard {
+            probed.nonces.clear();
+        }
+        probed.nonces.truncate(NONCES - 1);
+        probed.nonces.push_front(probe.nonce);
+        (probed.at, probed.heard) = (Some(now), probe.heard.number);
+        true
     }
 
     fn mode(&self) -> Mode {
@@ -181,8 +306,23 @@ impl Agent {
         self.mode() == Mode::Vxlan
     }
 
+    /// Its address in the family that its record does not name: as it says itself, and only if it
+    /// has shown that what is sent there reaches it.
     pub(super) fn other_lan(&self) -> Option<IpAddr> {
-        self.heard.and_then(|heard| heard.other_lan)
+        let says = self.heard.and_then(|heard| heard.other_lan)?;
+        let shown = self.shown.map(|(shown, _)| shown);
+        let is_other = self.at.lan?.is_ipv4() != says.is_ipv4();
+        (is_other && shown == Some(SocketAddr::new(says, PORT))).then_some(says)
+    }
+
+    pub(super) const fn has_shown(&self) -> bool {
+        self.shown.is_some()
+    }
+
+    /// What was shown too long ago is forgotten; whether there was anything.
+    pub(super) fn forget(&mut self, now: Duration) -> bool {
+        let is_old = |shown: &mut (SocketAddr, Duration)| now.saturating_sub(shown.1) >= SHOWN_FOR;
+        self.shown.take_if(is_old).is_some()
     }
 
     pub(super) fn status(&self, who: &PublicKey, now: Duration, interval: Duration) -> AgentStatus {

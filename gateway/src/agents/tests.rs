@@ -1,3 +1,4 @@
+mod hostile;
 mod lives;
 mod world;
 

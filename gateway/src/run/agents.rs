@@ -2,6 +2,7 @@
 //! answers them, so that neither waits for the other. Without agents it sleeps.
 
 mod sockets;
+mod taken;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -30,6 +31,7 @@ use crate::plane::Command;
 use crate::roster;
 use crate::status::Agent;
 use sockets::{Failed, Sockets};
+use taken::{Taken, taken};
 
 /// A table of many parts goes to all agents whenever it has changed: not more often than this for
 /// each part.
@@ -51,6 +53,7 @@ pub(super) struct Hellos {
     forwards: bool,
     next_table: Duration,
     is_table_old: bool,
+    taken: Vec<Taken>,
 }
 
 impl Shared {
@@ -62,15 +65,17 @@ impl Shared {
 
 impl Hellos {
     pub(super) fn start(node: &Handle, fwmark: u32) -> Result<Hellos, Error> {
-        let mut boot = [0; 8];
-        getrandom::fill(&mut boot)
+        let mut random = [0; 16];
+        getrandom::fill(&mut random)
             .map_err(|error| Error::System("get random numbers", io::Error::other(error)))?;
+        let random = u128::from_ne_bytes(random);
         let local = node.node();
         let own = Own {
             mesh: local.membership.mesh,
             identity: local.identity_key(),
             wireguard: x25519::StaticSecret::from(*local.wireguard.bytes()),
-            boot: u64::from_ne_bytes(boot),
+            boot: random as u64,
+            secret: (random >> 64) as u64,
         };
         let shared = Arc::new(Shared {
             agents: Mutex::new(Agents::new(own)),
@@ -87,11 +92,12 @@ impl Hellos {
             forwards: false,
             next_table: Duration::ZERO,
             is_table_old: true,
+            taken: Vec::new(),
         })
     }
 
     /// Who there is in our site.
-    pub(super) fn handle_view(&self, view: &View) {
+    pub(super) fn handle_view(&mut self, view: &View) {
         let peers = view
             .peers
             .iter()
@@ -100,11 +106,26 @@ impl Hellos {
             .clone()
             .filter_map(|(_, peer)| peer.lan_address)
             .collect();
+        let taken = taken(peers.clone().filter_map(|(identity, peer)| {
+            let name = &peer.node.record.node;
+            Some((peer.joined, *identity, name, peer.lan_address?))
+        }));
         let is_member = view.standing == Standing::Good;
         let known: BTreeMap<PublicKey, AgentAt> = peers
             .filter(|_| is_member)
-            .filter_map(|(identity, peer)| Some((*identity, agent(peer)?)))
+            .filter_map(|(identity, peer)| {
+                let mut agent = agent(peer)?;
+                if taken.iter().any(|one| one.identity == *identity) {
+                    agent.lan = None;
+                }
+                Some((*identity, agent))
+            })
             .collect();
+        for news in taken.iter().filter(|one| !self.taken.contains(one)) {
+            let problem = news.problem();
+            tracing::warn!(next = problem.next, "{}", problem.what);
+        }
+        self.taken = taken;
         self.shared.agents().handle_roster(known, recorded);
     }
 
@@ -208,7 +229,10 @@ impl Hellos {
 
     pub(super) fn problems(&self) -> Vec<Problem> {
         let failed = self.failed.borrow();
-        failed.iter().map(problem).collect()
+        let failed = failed.iter().map(problem);
+        failed
+            .chain(self.taken.iter().map(Taken::problem))
+            .collect()
     }
 }
 

@@ -22,6 +22,7 @@ fn ask() -> Ask {
         mode: Mode::Vxlan,
         passes: Some(false),
         other_lan: Some("fd00::1".parse().unwrap()),
+        shows_other: false,
     }
 }
 
@@ -57,6 +58,7 @@ fn all() -> Vec<Message> {
     let probe = Probe {
         nonce: 7,
         by: ProbeBy::Vxlan,
+        heard: Heard { boot: 3, number: 4 },
     };
     vec![
         Message::Ask(ask()),
@@ -65,6 +67,7 @@ fn all() -> Vec<Message> {
             passes: None,
             other_lan: None,
             mode: Mode::Undecided,
+            shows_other: true,
             ..ask()
         }),
         Message::Answer(answer()),
@@ -124,6 +127,19 @@ fn no_answer_is_longer_than_a_question_and_no_part_longer_than_a_datagram() {
     assert!(length(Message::Sites(sites(PART_SITES + 100))) <= MAX_DATAGRAM);
     assert!(parts_of(1000) * PART_SITES >= 1000);
     assert_eq!((parts_of(0), parts_of(1_000_000)), (1, MAX_PARTS));
+}
+
+#[test]
+fn only_questions_have_the_form_of_one() {
+    for message in all() {
+        let datagram = message.seal([1; 8], &key(9));
+        let is_ask = matches!(message, Message::Ask(_));
+        assert_eq!(may_be_ask(&datagram), is_ask, "{message:?}");
+    }
+    let mut long = Message::Ask(ask()).seal([1; 8], &key(9));
+    long.resize(MAX_DATAGRAM, 0);
+    assert!(!may_be_ask(&long) && !may_be_ask(&long[..ASK_LENGTH - 1]));
+    assert!(may_be_ask(&long[..ASK_LENGTH + 40]), "a later version's");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use proto::lan::{
 
 use super::GatewayAt;
 use super::choice::{GatewayHealth, GatewayState, Standing};
+use super::other::{Other, Way};
 use super::table::Table;
 use super::trial::Trial;
 
@@ -66,6 +67,7 @@ pub(super) struct Gateway {
     rtt: Option<Duration>,
     direct: Trial,
     vxlan: Trial,
+    other: Other,
     was_known: bool,
     /// It told all it reaches, once.
     did_answer: bool,
@@ -127,6 +129,7 @@ impl Gateway {
             rtt: None,
             direct: Trial::default(),
             vxlan: Trial::default(),
+            other: Other::default(),
             was_known: false,
             did_answer: false,
         }
@@ -292,10 +295,7 @@ impl Gateway {
             boot: says.boot,
             number: self.number,
             interval: u16::try_from(pace.as_millis()).unwrap_or(u16::MAX),
-            heard: self.remote.map(|remote| Heard {
-                boot: remote.boot,
-                number: remote.number,
-            }),
+            heard: self.remote.map(|remote| remote.heard()),
             table,
             parts,
             mode: says.mode,
@@ -304,7 +304,42 @@ impl Gateway {
                 Mode::Vxlan => self.vxlan.health().passed,
             },
             other_lan: says.other_lan,
+            shows_other: false,
         })
+    }
+
+    /// The question from our other address to the gateway's, if it has fallen due.
+    pub(super) fn poll_other(&mut self, says: &Says, now: Duration) -> Option<(SocketAddr, Ask)> {
+        let remote = self.remote.filter(|_| self.life.is_heard);
+        let way = remote.and_then(|remote| {
+            let (own, gateway) = (says.other_lan?, remote.other_lan?);
+            let boot = remote.boot;
+            (own.is_ipv4() == gateway.is_ipv4()).then_some(Way { own, gateway, boot })
+        });
+        self.other.handle_way(way, now);
+        let (to, number, heard) = self.other.poll(now)?;
+        let ask = Ask {
+            boot: says.boot,
+            number,
+            interval: 0,
+            heard,
+            table: 0,
+            parts: 0,
+            mode: says.mode,
+            passes: None,
+            other_lan: None,
+            shows_other: true,
+        };
+        Some((to, ask))
+    }
+
+    /// From there.
+    pub(super) fn handle_other(&mut self, answer: &Answer, boot: u64, now: Duration) {
+        self.other.handle_answer(answer, boot, now);
+    }
+
+    pub(super) fn is_other(&self, from: SocketAddr) -> bool {
+        self.other.address() == Some(from)
     }
 
     fn pace(&self) -> Duration {
@@ -333,9 +368,10 @@ impl Gateway {
         now: Duration,
         mut nonce: impl FnMut() -> u64,
     ) -> (bool, Vec<(SocketAddr, Probe)>) {
-        if !self.may_probe() {
+        let Some(remote) = self.remote.filter(|_| self.may_probe()) else {
             return (false, Vec::new());
-        }
+        };
+        let heard = remote.heard();
         let ways = [
             (ProbeBy::Direct, self.at.is_near, &mut self.direct),
             (ProbeBy::Vxlan, mode == Mode::Vxlan, &mut self.vxlan),
@@ -349,7 +385,7 @@ impl Gateway {
             has_changed |= is_news;
             if let Some(nonce) = nonce {
                 let to = probe_address(&self.who, by, self.at.address.ip());
-                due.push((SocketAddr::new(to, PORT), Probe { nonce, by }));
+                due.push((SocketAddr::new(to, PORT), Probe { nonce, by, heard }));
             }
         }
         (has_changed, due)
@@ -364,7 +400,11 @@ impl Gateway {
         let hold = self.hold.until.filter(|until| now < *until);
         let probes = [self.direct.poll_timeout(), self.vxlan.poll_timeout()];
         let probes = probes.into_iter().flatten().filter(|_| self.may_probe());
-        probes.chain(hold).fold(self.next, Duration::min)
+        let other = self.other.poll_timeout();
+        probes
+            .chain(hold)
+            .chain(other)
+            .fold(self.next, Duration::min)
     }
 
     pub(super) const fn is_heard(&self) -> bool {
@@ -419,6 +459,15 @@ impl Gateway {
             held_until: self.hold.until.filter(|until| now < *until),
             direct: self.direct.health(),
             vxlan: self.vxlan.health(),
+        }
+    }
+}
+
+impl Remote {
+    const fn heard(self) -> Heard {
+        Heard {
+            boot: self.boot,
+            number: self.number,
         }
     }
 }

@@ -92,6 +92,7 @@ impl Scene {
             identity: gateway,
             wireguard: secret,
             boot: 20,
+            secret: 30,
         });
         let at = AgentAt {
             name: "worker".parse().expect("a name"),
@@ -213,6 +214,7 @@ impl Scene {
         let probe = Message::ProbeAnswer(Probe {
             nonce: script.number(1),
             by: ProbeBy::Direct,
+            heard: self.answered,
         });
         for message in [answer, part, probe] {
             let bytes = message.seal(tag_of(&self.gateway.0), &self.key);
@@ -235,10 +237,15 @@ impl Scene {
             mode: [Mode::Undecided, Mode::Direct, Mode::Vxlan][usize::from(flags >> 1) % 3],
             passes: None,
             other_lan: (flags & 8 != 0).then(|| [0_u16; 8].into()),
+            shows_other: flags & 16 != 0,
         });
         let probe = Message::Probe(Probe {
             nonce: script.number(0),
             by: ProbeBy::Vxlan,
+            heard: Heard {
+                boot: 20,
+                number: script.number(self.answered.number),
+            },
         });
         for message in [ask, probe] {
             let bytes = message.seal(tag_of(&self.agent.0), &self.key);

@@ -28,11 +28,13 @@ pub(super) struct Weather {
 }
 
 pub(super) struct Node {
-    identity: PublicKey,
+    pub(super) identity: PublicKey,
     secret: x25519::StaticSecret,
     wireguard: WireguardKey,
     name: Name,
     pub(super) address: SocketAddr,
+    /// Of the other family, in a world that has both.
+    pub(super) other: SocketAddr,
 }
 
 pub(super) struct GatewayNode {
@@ -77,6 +79,7 @@ pub(super) struct World {
     dice: u64,
     boots: u64,
     sites: Vec<Name>,
+    has_other: bool,
 }
 
 impl Node {
@@ -94,10 +97,27 @@ impl Node {
             secret,
             name: format!("{kind}-{number}").parse().unwrap(),
             address: SocketAddr::new(IpAddr::from([10, 1, net, low]), PORT),
+            other: SocketAddr::new(
+                IpAddr::from([0xfd00, 1, net.into(), 0, 0, 0, 0, low.into()]),
+                PORT,
+            ),
         }
     }
 
-    fn key(&self, other: &Node) -> PairKey {
+    pub(super) const fn addresses(&self) -> [SocketAddr; 2] {
+        [self.address, self.other]
+    }
+
+    /// What goes there is sent from this address.
+    fn towards(&self, to: SocketAddr) -> SocketAddr {
+        if to.is_ipv4() {
+            self.address
+        } else {
+            self.other
+        }
+    }
+
+    pub(super) fn key(&self, other: &Node) -> PairKey {
         let theirs = x25519::PublicKey::from(*other.wireguard.as_bytes());
         let shared = self.secret.diffie_hellman(&theirs).to_bytes();
         PairKey::derive(&shared, &MESH, &self.identity, &other.identity).unwrap()
@@ -139,6 +159,7 @@ impl World {
             dice: 1,
             boots: 0,
             sites,
+            has_other: false,
         };
         for at in 0..world.gateways.len() {
             world.start_gateway(at);
@@ -147,6 +168,18 @@ impl World {
             world.start_agent(at);
         }
         world
+    }
+
+    /// Every node has an address of the other family from now on, and starts anew.
+    pub(super) fn with_other(mut self) -> World {
+        self.has_other = true;
+        for at in 0..self.gateways.len() {
+            self.start_gateway(at);
+        }
+        for at in 0..self.agents.len() {
+            self.start_agent(at);
+        }
+        self
     }
 
     pub(super) fn start_gateway(&mut self, at: usize) {
@@ -167,9 +200,11 @@ impl World {
             identity: gateway.node.identity,
             wireguard: gateway.node.secret.clone(),
             boot: self.boots,
+            secret: self.boots + 1000,
         });
         agents.handle_roster(known, BTreeSet::new());
-        agents.handle_lan(&[gateway.node.address.ip()]);
+        let lan = gateway.node.addresses().map(|address| address.ip());
+        agents.handle_lan(&lan[..1 + usize::from(self.has_other)]);
         agents.handle_sites(gateway.sites.clone(), true);
         gateway.agents = Some(agents);
     }
@@ -193,6 +228,7 @@ impl World {
         });
         let mut health = Health::new(own, self.now);
         health.set_mode(Mode::Vxlan, self.now);
+        health.set_other_lan(self.has_other.then_some(agent.node.other.ip()));
         health.handle_gateways(&known.collect(), self.now);
         agent.health = Some(health);
         agent.inbox.clear();
@@ -288,7 +324,7 @@ impl World {
         if let Some(at) = self
             .agents
             .iter()
-            .position(|one| one.node.address == packet.to)
+            .position(|one| one.node.addresses().contains(&packet.to))
         {
             self.agents[at].inbox.push(packet);
             return self.run_agent(at);
@@ -298,7 +334,7 @@ impl World {
             let Some(agents) = gateway.agents.as_mut() else {
                 continue;
             };
-            if packet.to == gateway.node.address {
+            if gateway.node.addresses().contains(&packet.to) {
                 agents.handle_datagram(packet.from, &packet.bytes, now);
                 return self.drain_gateway(at);
             }
@@ -327,12 +363,12 @@ impl World {
         let Some(agents) = gateway.agents.as_mut() else {
             return;
         };
-        let from = gateway.node.address;
         let all: Vec<_> = std::iter::from_fn(|| agents.poll_transmit()).collect();
-        let at = self.now;
+        let now = self.now;
         for (to, bytes) in all {
+            let from = self.gateways[at].node.towards(to);
             self.send(Packet {
-                at,
+                at: now,
                 from,
                 to,
                 bytes,
@@ -345,16 +381,16 @@ impl World {
         let Some(health) = agent.health.as_mut() else {
             return;
         };
-        let from = agent.node.address;
         let all: Vec<_> = std::iter::from_fn(|| health.poll_transmit()).collect();
         let changed = health.take_change();
         if changed {
             self.note(at);
         }
-        let at = self.now;
+        let now = self.now;
         for (to, bytes) in all {
+            let from = self.agents[at].node.towards(to);
             self.send(Packet {
-                at,
+                at: now,
                 from,
                 to,
                 bytes,
@@ -422,6 +458,12 @@ impl World {
     /// Of the first site.
     pub(super) fn first(&self, agent: usize) -> Vec<usize> {
         self.used(agent)[&self.sites[0]].clone()
+    }
+
+    /// What a gateway takes for an agent's address in the other family.
+    pub(super) fn believed(&self, gateway: usize, agent: usize) -> Option<IpAddr> {
+        let agents = self.gateways[gateway].agents.as_ref().unwrap();
+        agents.reached()[&self.agents[agent].node.identity].other
     }
 
     pub(super) fn state(&self, agent: usize, gateway: usize) -> GatewayState {
