@@ -19,7 +19,6 @@ use crate::netlink::{nexthop, route};
 use crate::problem::Problem;
 use crate::settings::{Kernel, Settings};
 use crate::sysctl::Memory;
-use crate::wanted::Way;
 
 use see::Seen;
 
@@ -137,11 +136,10 @@ impl Drop for Handle {
     }
 }
 
-/// Whether an earlier run has left routes that lead somewhere: those that only close say nothing.
+/// Whether an earlier run has left routes.
 pub fn has_routes() -> bool {
-    let leads = |way: &Way| !matches!(way, Way::Unreachable);
     let listed = Requests::new().map(|raw| route::list(&raw, &BTreeMap::new()));
-    matches!(listed, Ok(Ok(routes)) if routes.values().any(leads))
+    matches!(listed, Ok(Ok(routes)) if !routes.is_empty())
 }
 
 pub(crate) fn need_privilege() -> Result<(), StartError> {
@@ -173,8 +171,9 @@ struct Agent {
     read: Instant,
     /// Of our VXLAN interface, 0 without one.
     vxlan: u32,
-    /// What was last found to be in the way, and when.
-    others: Option<(Instant, Vec<Problem>)>,
+    /// What was last found to be in the way, and when it is looked for again.
+    others: Option<Vec<Problem>>,
+    others_due: Instant,
     events: Events,
     nft: Result<Nft, io::Error>,
     filters: filters::Filters,
@@ -218,6 +217,7 @@ impl Agent {
             read: Instant::now(),
             vxlan: 0,
             others: None,
+            others_due: Instant::now(),
             facts,
             problems,
             applied,
@@ -270,6 +270,10 @@ impl Agent {
                         due = due.max(last + APART);
                     }
                 }
+                () = self.filters.read() => {
+                    self.others_due = Instant::now();
+                    due = due.min(self.others_due);
+                }
                 () = tokio::time::sleep_until(due) => {
                     let wait = self.look().await;
                     last = Some(Instant::now());
@@ -307,17 +311,34 @@ impl Agent {
             Ok(seen) => self.mend(&facts, seen, fresh, &mut problems).await,
             Err(refused) => Err(refused),
         };
-        let wait = match done {
-            Ok(wait) => wait,
-            Err(refused) => {
-                self.fresh = fresh;
-                problems.push(Problem::new(
-                    format!("the kernel cannot be read: {refused}"),
-                    "nothing; it is tried again every second",
-                ));
-                REPAIR_EVERY
-            }
+        let Ok(mended) = done.map_err(|refused| {
+            problems.push(Problem::new(
+                format!("the kernel cannot be read: {refused}"),
+                "nothing; it is tried again every second",
+            ));
+        }) else {
+            self.fresh = fresh;
+            self.tell(&problems);
+            self.applied.send_replace(Some(facts));
+            return REPAIR_EVERY;
         };
+        let wait = mended.wait;
+        if self.others.is_some() {
+            // What others have may be much to read: nobody waits for it but the first time.
+            self.tell(&problems);
+            self.applied.send_replace(Some(Arc::clone(&facts)));
+        }
+        let is_known = self.check_sometimes(&mended.usable, &mended.seen);
+        self.tell(&problems);
+        self.applied.send_replace(Some(facts));
+        self.keep(mended);
+        if is_known { wait.min(FOREIGN) } else { wait }
+    }
+
+    /// With what others have, as it was last found.
+    fn tell(&self, problems: &[Problem]) {
+        let others = self.others.iter().flatten();
+        let mut problems: Vec<Problem> = problems.iter().chain(others).cloned().collect();
         problems.sort();
         self.problems.send_if_modified(|told| {
             let changed = *told != problems;
@@ -327,7 +348,5 @@ impl Agent {
             *told = problems;
             changed
         });
-        self.applied.send_replace(Some(facts));
-        wait
     }
 }

@@ -13,6 +13,9 @@ use crate::settings::{ALIAS, TABLE_NAME, VXLAN_DEVICE};
 use crate::sysctl::Memory;
 use crate::wanted::{Nexthop, nexthop_line, route_line};
 
+/// How a kernel without nf_tables answers who asks for its tables.
+const NO_NFT: [i32; 3] = [libc::EINVAL, libc::EOPNOTSUPP, libc::EPROTONOSUPPORT];
+
 /// What was removed, or would be, one line each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
@@ -125,7 +128,10 @@ impl Cleaner {
     fn nft(&mut self) {
         // A kernel without nf_tables has nothing of ours in it.
         let Ok(nft) = Nft::new() else { return };
-        let Ok(exists) = nft.exists() else { return };
+        let exists = match nft.exists() {
+            Err(refused) if NO_NFT.iter().any(|errno| refused.is(*errno)) => return,
+            exists => self.read(exists).unwrap_or_default(),
+        };
         for (chain, handle) in self.read(nft.all_openings()).unwrap_or_default() {
             let done = if self.dry_run {
                 Ok(())

@@ -146,15 +146,6 @@ pub fn table(facts: &Facts, devices: &Devices, settings: &Settings) -> Table {
         Exit::Tunnel(tunnel) => gateway::chains(facts, tunnel, devices, settings),
         Exit::Gateways(gateways) => agent::chains(gateways, devices, settings),
     };
-    with_sets(chains, facts)
-}
-
-/// Without a way out: nothing of the mesh leaves, before there is a daemon that knows where to.
-pub fn closed(facts: &Facts, settings: &Settings) -> Table {
-    with_sets(vec![leaving(vec![], settings)], facts)
-}
-
-fn with_sets(chains: Vec<Chain>, facts: &Facts) -> Table {
     let terms = chains.iter().flat_map(|chain| &chain.rules);
     let asked: BTreeSet<SetName> = terms
         .flat_map(|rule| &rule.0)
@@ -285,15 +276,12 @@ fn sources(rules: Vec<Rule>) -> Chain {
 }
 
 /// Disjoint and apart, as a set of intervals must be.
-fn spans(prefixes: &[IpNetwork], family: Family) -> BTreeSet<Span> {
-    let of_family = prefixes
+pub(crate) fn spans(prefixes: &[IpNetwork], family: Family) -> BTreeSet<Span> {
+    let mut all: Vec<Span> = prefixes
         .iter()
-        .filter(|prefix| Family::of(prefix.network_address()) == family);
-    merged(of_family.map(|prefix| Span::of(*prefix)).collect())
-}
-
-/// All of one family.
-pub(crate) fn merged(mut all: Vec<Span>) -> BTreeSet<Span> {
+        .filter(|prefix| Family::of(prefix.network_address()) == family)
+        .map(|prefix| Span::of(*prefix))
+        .collect();
     all.sort();
     let mut merged: Vec<Span> = vec![];
     for span in all {
@@ -327,7 +315,7 @@ pub fn before(address: IpAddr) -> Option<IpAddr> {
 }
 
 impl Span {
-    fn of(prefix: IpNetwork) -> Span {
+    pub(crate) fn of(prefix: IpNetwork) -> Span {
         match prefix {
             IpNetwork::V4(v4) => Span {
                 first: v4.network_address().into(),

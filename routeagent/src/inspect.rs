@@ -22,6 +22,7 @@ mod judge;
 mod legacy;
 mod read;
 mod rules;
+mod save;
 mod trace;
 mod walk;
 mod xtables;

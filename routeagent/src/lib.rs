@@ -6,7 +6,6 @@
 
 mod agent;
 mod cleanup;
-mod close;
 pub mod diff;
 pub mod facts;
 pub mod guard;
@@ -26,7 +25,6 @@ pub mod wanted;
 
 pub use agent::{Handle, StartError, has_routes, start};
 pub use cleanup::{Cleaned, CleanupError, cleanup};
-pub use close::{CloseError, Closed, close};
 pub use lock::Holder;
 pub use netlink::translation::translate_behind;
 pub use problem::Problem;

@@ -44,9 +44,9 @@ fn refused(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Refused 
 }
 
 /// What was asked for is so already.
-fn unless(errnos: &[i32], done: Result<(), Refused>) -> Result<(), Refused> {
+fn unless<T: Default>(errnos: &[i32], done: Result<T, Refused>) -> Result<T, Refused> {
     match done {
-        Err(refused) if errnos.iter().any(|errno| refused.is(*errno)) => Ok(()),
+        Err(refused) if errnos.iter().any(|errno| refused.is(*errno)) => Ok(T::default()),
         other => other,
     }
 }

@@ -1,18 +1,18 @@
 //! What makes the kernel's state less than it should be though all of ours is in place.
 
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 
 use ip_network::IpNetwork;
 
 use super::see::Seen;
 use super::{Agent, tun};
 use crate::facts::{Exit, Facts, Mode, Neighbour};
-use crate::netlink::link::Link;
+use crate::guard::{Span, spans};
 use crate::netlink::{Refused, route};
 use crate::plan::{self, Ground, overlap, refusal as cut_off};
 use crate::problem::Problem;
-use crate::settings::{ALIAS, Kernel, VXLAN_DEVICE};
-use crate::sysctl::{self, Memory};
+use crate::settings::{Kernel, VXLAN_DEVICE};
 use crate::wanted::{Family, Vxlan};
 
 /// The facts without addresses that this node does not have: the kernel refuses routes with them.
@@ -170,14 +170,8 @@ pub(super) fn refusal(refused: &Refused) -> Problem {
 }
 
 impl Agent {
-    pub(super) async fn check_others(
-        &mut self,
-        facts: &Facts,
-        seen: &Seen,
-        problems: &mut Vec<Problem>,
-    ) {
+    pub(super) fn check_others(&mut self, facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) {
         check_overlaps(facts, seen, problems);
-        problems.extend(self.left_by_gateway(facts, seen));
         match self.check_tables() {
             Ok(found) => problems.extend(found),
             Err(refused) => tracing::debug!(%refused, "foreign routes are not judged"),
@@ -198,49 +192,21 @@ impl Agent {
         }
     }
 
-    /// An agent makes no tunnel and forwards nothing. What it finds of that it leaves alone: somebody
-    /// else may have come to rely on it meanwhile.
-    fn left_by_gateway(&self, facts: &Facts, seen: &Seen) -> Option<Problem> {
-        facts.gateways()?;
-        let ours = |(name, link): &(&String, &Link)| {
-            *name != VXLAN_DEVICE && link.alias.as_deref() == Some(ALIAS)
-        };
-        let tunnels = seen.links.iter().filter(ours);
-        let tunnels = tunnels.map(|(name, _)| format!("the interface {name}"));
-        let kept = self.memory.iter().flat_map(Memory::to_restore);
-        let forwarding = kept.filter(|kept| sysctl::FORWARDING.contains(&kept.key.as_str()));
-        let forwarding =
-            forwarding.map(|kept| format!("{}={}", kept.key.replace('/', "."), kept.set));
-        let left: Vec<String> = tunnels.chain(forwarding).collect();
-        (!left.is_empty()).then(|| {
-            Problem::new(
-                format!(
-                    "this machine was a gateway before, and of that is left: {}",
-                    left.join(", ")
-                ),
-                "stop this agent, run `causeway cleanup`, and start it again; nothing of the mesh passes meanwhile",
-            )
-        })
-    }
-
     /// Rules before ours that lead to a table with a route for a mesh prefix.
     fn check_rules(&self, facts: &Facts, seen: &Seen) -> Result<Vec<Problem>, Refused> {
         let mut problems = vec![];
+        let prefixes: Vec<IpNetwork> = facts.prefixes.keys().copied().collect();
+        let [v4, v6] = Family::BOTH.map(|family| spans(&prefixes, family));
         for rule in &seen.rules.foreign {
             if rule.priority > self.settings.rule_priority {
                 continue;
             }
-            let prefixes: BTreeSet<IpNetwork> = facts
-                .prefixes
-                .keys()
-                .filter(|prefix| Family::of(prefix.network_address()) == rule.family)
-                .copied()
-                .collect();
-            let foreign = route::foreign(&self.raw, rule.family, rule.table)?;
-            let mut foreign = foreign.iter();
-            let taken =
-                |route: &&IpNetwork| prefixes.iter().any(|prefix| overlap(*prefix, **route));
-            if let Some(route) = foreign.find(taken) {
+            let mesh = match rule.family {
+                Family::V4 => &v4,
+                Family::V6 => &v6,
+            };
+            let taken = |route: &IpNetwork| touches(mesh, *route);
+            if let Some(route) = route::foreign(&self.raw, rule.family, rule.table, taken)? {
                 problems.push(Problem::new(
                     format!(
                         "the rule with priority {} to table {} comes before ours, and {route} there takes packets for the mesh",
@@ -266,8 +232,8 @@ impl Agent {
             settings.return_table(),
         ] {
             for family in Family::BOTH {
-                let foreign = route::foreign(&self.raw, family, table)?;
-                problems.extend(foreign.first().map(|route| {
+                let foreign = route::foreign(&self.raw, family, table, |_| true)?;
+                problems.extend(foreign.map(|route| {
                     Problem::new(
                         format!("another program has routes in our table {table}, as for {route}: packets for the mesh may take them"),
                         "remove them, or start with another number with --table",
@@ -277,6 +243,17 @@ impl Agent {
         }
         Ok(problems)
     }
+}
+
+/// Whether an address of `route` is in any of `mesh`: both may be many thousands.
+fn touches(mesh: &BTreeSet<Span>, route: IpNetwork) -> bool {
+    let route = Span::of(route);
+    let last = Span {
+        first: route.last,
+        last: Ipv6Addr::from([0xff; 16]).into(),
+    };
+    let nearest = mesh.range(..=last).next_back();
+    nearest.is_some_and(|nearest| nearest.last >= route.first)
 }
 
 fn check_overlaps(facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use netlink_packet_netfilter::NetfilterProtoFamily;
+use tokio::sync::oneshot;
 
 use super::see::Seen;
 use super::tun;
@@ -15,14 +16,40 @@ use crate::settings::{Settings, VXLAN_DEVICE};
 
 /// A host with very many rules is asked so seldom that it costs it a hundredth of a core at most.
 const SHARE: u32 = 100;
+/// While what is asked changes all the time, a quarter.
+const SHARE_OF_CHANGES: u32 = 4;
 
 #[derive(Debug, Default)]
 pub(super) struct Filters {
-    /// What was judged for which situation, when, and how long it took.
-    last: Option<(Situation, Instant, Duration, Vec<Judged>)>,
+    last: Option<Answer>,
+    /// What is being read, on a thread of its own: neither very many rules nor a program that does
+    /// not answer may keep repairs waiting.
+    reading: Option<oneshot::Receiver<Answer>>,
+}
+
+/// What was judged for which situation, when, and how long it took.
+#[derive(Debug)]
+struct Answer {
+    situation: Situation,
+    when: Instant,
+    took: Duration,
+    judged: Vec<Judged>,
 }
 
 impl Filters {
+    /// Until something has been read that was not told yet.
+    pub(super) async fn read(&mut self) {
+        match &mut self.reading {
+            Some(reading) => {
+                let answer = reading.await;
+                self.reading = None;
+                self.last = answer.ok().or(self.last.take());
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What is in the way as it was last read; it is read again where that was long ago.
     pub(super) fn check(
         &mut self,
         nft: &Nft,
@@ -30,45 +57,68 @@ impl Filters {
         seen: &Seen,
         settings: &Settings,
     ) -> Result<Vec<Problem>, Refused> {
-        let situation = situation(facts, seen);
         let opens = settings.open_forward.then(|| tun(facts)).flatten();
+        let mut has_opened = false;
         if let Some(tun) = opens {
-            for chain in nft.forward_chains()? {
-                open(nft, &chain, tun)?;
-            }
-        }
-        let mut judged = self.judged(&situation);
-        if let Some(tun) = opens {
-            let mut chains: Vec<ForwardChain> = judged.iter().filter_map(chain).collect();
+            let mut chains = nft.forward_chains()?;
+            chains.extend(self.judged().iter().filter_map(chain));
             chains.dedup();
             for chain in &chains {
-                if open(nft, chain, tun)? {
-                    self.last = None;
-                }
+                has_opened |= open(nft, chain, tun)?;
             }
-            judged = self.judged(&situation);
         }
-        Ok(judged.iter().filter_map(problem).collect())
+        let situation = situation(facts, seen);
+        if has_opened {
+            // What was read, or is just being read, is of before.
+            *self = Filters::default();
+        }
+        if self.is_old(&situation) {
+            self.ask(situation);
+        }
+        Ok(self.judged().iter().filter_map(problem).collect())
     }
 
-    fn judged(&mut self, situation: &Situation) -> Vec<Judged> {
-        if let Some((of, when, took, judged)) = &self.last
-            && of == situation
-            && when.elapsed() < *took * SHARE
-        {
-            return judged.clone();
+    fn judged(&self) -> &[Judged] {
+        self.last.as_ref().map_or(&[], |last| &last.judged)
+    }
+
+    fn is_old(&self, situation: &Situation) -> bool {
+        let last = self.last.as_ref();
+        last.is_none_or(|last| {
+            let is_of_now = last.situation == *situation;
+            last.when.elapsed() >= last.took * if is_of_now { SHARE } else { SHARE_OF_CHANGES }
+        })
+    }
+
+    fn ask(&mut self, situation: Situation) {
+        if self.reading.is_some() {
+            return;
         }
-        let begin = Instant::now();
-        let judged = match Ruleset::read() {
-            Ok(ruleset) => judge(&ruleset, situation),
-            Err(error) => {
-                tracing::debug!(%error, "other programs' rules are not judged");
-                vec![]
-            }
-        };
-        let last = (situation.clone(), begin, begin.elapsed(), judged.clone());
-        self.last = Some(last);
-        judged
+        let (tell, told) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("filters".to_owned());
+        let spawned = thread.spawn(move || drop(tell.send(answer(situation))));
+        match spawned {
+            Ok(_) => self.reading = Some(told),
+            Err(error) => tracing::debug!(%error, "other programs' rules are not judged"),
+        }
+    }
+}
+
+/// Threads are in the network namespace of those that start them.
+fn answer(situation: Situation) -> Answer {
+    let when = Instant::now();
+    let judged = match Ruleset::read() {
+        Ok(ruleset) => judge(&ruleset, &situation),
+        Err(error) => {
+            tracing::debug!(%error, "other programs' rules are not judged");
+            vec![]
+        }
+    };
+    Answer {
+        situation,
+        when,
+        took: when.elapsed(),
+        judged,
     }
 }
 

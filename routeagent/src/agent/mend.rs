@@ -18,15 +18,25 @@ use crate::settings::{ALIAS, VXLAN_DEVICE};
 use crate::sysctl;
 use crate::wanted::{Nexthop, Wanted};
 
+/// What a look has led to.
+pub(super) struct Mended {
+    /// Until the next look without cause.
+    pub(super) wait: Duration,
+    /// As the kernel was before the changes.
+    pub(super) seen: Seen,
+    changes: Vec<Change>,
+    /// The facts as far as this node can be what they say.
+    pub(super) usable: Facts,
+}
+
 impl Agent {
-    /// How long until the next look without cause.
     pub(super) async fn mend(
         &mut self,
         facts: &Facts,
         mut seen: Seen,
         fresh: bool,
         problems: &mut Vec<Problem>,
-    ) -> Result<Duration, Refused> {
+    ) -> Result<Mended, Refused> {
         seen.found.guard = self.found_guard()?;
         let now = Instant::now();
         self.forget_old_repairs(now);
@@ -53,13 +63,12 @@ impl Agent {
         }
         self.check_sysctls(&wanted, facts, problems);
         checks::hops(&usable, &ground, &seen, problems);
-        let others_known_from_before = self.check_sometimes(&usable, &seen, problems).await;
         self.tell_fight(problems);
-        self.keep(seen, &changes);
-        Ok(if others_known_from_before {
-            wait.min(FOREIGN)
-        } else {
-            wait
+        Ok(Mended {
+            wait,
+            seen,
+            changes,
+            usable,
         })
     }
 
@@ -76,7 +85,7 @@ impl Agent {
     }
 
     /// What was read and not changed need not be read again before something is told.
-    fn keep(&mut self, seen: Seen, changes: &[Change]) {
+    pub(super) fn keep(&mut self, Mended { seen, changes, .. }: Mended) {
         let is_guard =
             |change: &&Change| matches!(change, Change::Guard(_) | Change::Elements { .. });
         let guarded = changes.iter().filter(is_guard).count();
@@ -202,30 +211,38 @@ impl Agent {
 
     async fn apply(&self, changes: &[Change], seen: &Seen) -> Vec<Refused> {
         let indexes = seen.indexes();
-        let mut failed = vec![];
-        for change in changes {
-            let done = match change {
-                Change::Guard(_) | Change::Elements { .. } => match &self.nft {
-                    Ok(nft) => nft.apply(change),
-                    Err(_) => Ok(()),
-                },
-                Change::AddRoute(place, way) => route::add(&self.raw, place, way, &indexes),
-                Change::ReplaceRoute(place, way) => route::replace(&self.raw, place, way, &indexes),
-                Change::RemoveRoute(place, _) => route::remove(&self.raw, place),
-                Change::AddRule(rule) => rule::add(&self.handle, rule).await,
-                Change::RemoveRule(rule) => rule::remove(&self.handle, rule).await,
-                Change::RemoveVxlan
-                | Change::SetForwarding(_)
-                | Change::RemoveForwarding(_)
-                | Change::SetNeighbour(_)
-                | Change::RemoveNeighbour(_) => self.apply_link_layer(change),
-                Change::AddNexthop(..) | Change::ReplaceNexthop(..) | Change::RemoveNexthop(..) => {
-                    self.apply_nexthop(change, seen)
-                }
-            };
-            failed.extend(done.err());
+        let (mut failed, mut rest) = (vec![], changes);
+        while !rest.is_empty() {
+            let (about_routes, refused) = route::apply(&self.raw, rest, &indexes);
+            failed.extend(refused);
+            rest = rest.get(about_routes..).unwrap_or_default();
+            if let Some((first, others)) = rest.split_first() {
+                failed.extend(self.apply_one(first, seen).await.err());
+                rest = others;
+            }
         }
         failed
+    }
+
+    /// But for routes, of which there are thousands.
+    async fn apply_one(&self, change: &Change, seen: &Seen) -> Result<(), Refused> {
+        match change {
+            Change::Guard(_) | Change::Elements { .. } => match &self.nft {
+                Ok(nft) => nft.apply(change),
+                Err(_) => Ok(()),
+            },
+            Change::AddRoute(..) | Change::ReplaceRoute(..) | Change::RemoveRoute(..) => Ok(()),
+            Change::AddRule(rule) => rule::add(&self.handle, rule).await,
+            Change::RemoveRule(rule) => rule::remove(&self.handle, rule).await,
+            Change::RemoveVxlan
+            | Change::SetForwarding(_)
+            | Change::RemoveForwarding(_)
+            | Change::SetNeighbour(_)
+            | Change::RemoveNeighbour(_) => self.apply_link_layer(change),
+            Change::AddNexthop(..) | Change::ReplaceNexthop(..) | Change::RemoveNexthop(..) => {
+                self.apply_nexthop(change, seen)
+            }
+        }
     }
 
     fn apply_link_layer(&self, change: &Change) -> Result<(), Refused> {
@@ -302,24 +319,15 @@ impl Agent {
         }
     }
 
-    /// What others have may be much to read. Whether it is told as it was found before.
-    async fn check_sometimes(
-        &mut self,
-        facts: &Facts,
-        seen: &Seen,
-        problems: &mut Vec<Problem>,
-    ) -> bool {
+    /// Whether what others have is known from before.
+    pub(super) fn check_sometimes(&mut self, facts: &Facts, seen: &Seen) -> bool {
         let now = Instant::now();
-        if let Some((when, found)) = &self.others
-            && now - *when < FOREIGN
-        {
-            problems.extend(found.iter().cloned());
+        if now < self.others_due {
             return true;
         }
         let mut found = vec![];
-        self.check_others(facts, seen, &mut found).await;
-        problems.extend(found.iter().cloned());
-        self.others = Some((now, found));
+        self.check_others(facts, seen, &mut found);
+        (self.others, self.others_due) = (Some(found), now + FOREIGN);
         false
     }
 

@@ -11,6 +11,7 @@ use crate::netlink::raw::Raw;
 /// The first four registers have sixteen bytes, those from here on four; they lie upon each other.
 const NARROW: u32 = 8;
 const VERDICT: u32 = 0;
+const REGISTERS: usize = 16;
 /// More elements than anyone writes by hand; a list of blocked addresses has more.
 const ELEMENTS: usize = 20_000;
 
@@ -387,8 +388,11 @@ impl Reader {
         // A key of several values lies in registers that follow each other.
         let mut values = vec![];
         let mut at = first;
-        while let Some(Loaded::Value(value)) = self.loaded.get(&at) {
-            at += value.len.div_ceil(4).max(1) as u32;
+        while let Some(Loaded::Value(value)) = self.loaded.get(&at)
+            && values.len() < REGISTERS
+        {
+            let registers = value.len.div_ceil(4).max(1);
+            at = at.saturating_add(u32::try_from(registers).unwrap_or(u32::MAX));
             values.push(value.clone());
         }
         if let Some(to) = to

@@ -1,11 +1,10 @@
 //! Rules of the iptables that came before nf_tables, from what their own program saves: they are
 //! in the kernel beside it.
 
-use std::process::{Command, Stdio};
-
 use ip_network::IpNetwork;
 
 use super::rules::{Act, Base, Chain, Field, Key, NAME_LEN, Rule, Rules, Step, Translation, Value};
+use super::save::save;
 use super::xtables::{own_type, ports, state, target_text};
 
 /// Before the name of a table, which nf_tables may have as well.
@@ -34,10 +33,10 @@ pub(super) fn read(rules: &mut Rules) -> Result<(), String> {
             continue;
         }
         match save(&programs) {
-            Some(text) => parse(family, &text, rules),
-            None => {
+            Ok(text) => parse(family, &text, rules),
+            Err(why) => {
                 failed = Err(format!(
-                    "tables of the old iptables are in use ({}), and {} is not installed to read them",
+                    "tables of the old iptables are in use ({}), and {} {why}",
                     used.split_whitespace().collect::<Vec<_>>().join(", "),
                     programs[0]
                 ));
@@ -45,19 +44,6 @@ pub(super) fn read(rules: &mut Rules) -> Result<(), String> {
         }
     }
     failed
-}
-
-/// The second name is that of either kind of program; it says which it is.
-fn save(programs: &[&str]) -> Option<String> {
-    programs.iter().find_map(|program| {
-        let output = Command::new(program)
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        (output.status.success() && !text.contains("(nf_tables)")).then_some(text)
-    })
 }
 
 pub(super) fn parse(family: u8, text: &str, rules: &mut Rules) {

@@ -45,7 +45,11 @@ pub(crate) struct Nexthops {
 /// What this kernel knows of them. A request that it does not know is refused as such.
 pub(crate) fn knows(raw: &Requests) -> Kernel {
     let known = |kind| {
-        let asked = raw.dump("nexthop list", Message::new(kind, &[0; HEADER]), |_, _| {});
+        let asked = raw.dump(
+            "nexthop list",
+            Message::new(kind, &[0; HEADER]),
+            |(), _, _| {},
+        );
         !asked.is_err_and(|refused| refused.is(libc::EOPNOTSUPP))
     };
     Kernel {
@@ -56,9 +60,8 @@ pub(crate) fn knows(raw: &Requests) -> Kernel {
 }
 
 pub(crate) fn list(raw: &Requests, names: &BTreeMap<u32, String>) -> Result<Nexthops, Refused> {
-    let mut all = Nexthops::default();
     let message = Message::new(RTM_GETNEXTHOP, &[0; HEADER]);
-    let listed = raw.dump("nexthop list", message, |kind, body| {
+    let each = |all: &mut Nexthops, kind, body: &[u8]| {
         let found = (kind == RTM_NEWNEXTHOP)
             .then(|| read(body, names))
             .flatten();
@@ -67,9 +70,9 @@ pub(crate) fn list(raw: &Requests, names: &BTreeMap<u32, String>) -> Result<Next
             Some((id, None)) => drop(all.foreign.insert(id)),
             None => {}
         }
-    });
-    unless(&[libc::EOPNOTSUPP], listed)?;
-    Ok(all)
+    };
+    let listed = raw.dump("nexthop list", message, each);
+    unless(&[libc::EOPNOTSUPP], listed)
 }
 
 /// The number, and what it stands for if it is ours.

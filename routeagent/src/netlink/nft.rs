@@ -22,7 +22,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::request::{ask, attributes};
+use super::request::{INTERRUPTED, TRIES, attributes, dump};
 use super::transactions::transactions;
 use super::{Refused, expression};
 use crate::diff::Change;
@@ -126,13 +126,10 @@ impl Nft {
                 SetElementList::Set(set.name().to_owned()),
             ],
         });
-        let mut edges = BTreeSet::new();
         let flags = NLM_F_REQUEST | NLM_F_DUMP;
         let request = serialize(NetfilterProtoFamily::Inet, flags, request, 1);
-        let asked = ask(&self.socket, &request, |_, body| {
-            read_edges(body, &mut edges);
-        });
-        asked.map_err(|error| Refused {
+        let each = |edges: &mut Edges, _, body: &[u8]| read_edges(body, edges);
+        let edges = dump(&self.socket, &request, each).map_err(|error| Refused {
             what: "nft list".to_owned(),
             error,
         })?;
@@ -231,7 +228,7 @@ impl Nft {
         };
         self.clear();
         self.socket.send(&bytes, 0).map_err(failed)?;
-        self.answers(|_, _| {}).map_err(failed)
+        self.answers(|_, _| {}).map_err(failed).map(drop)
     }
 
     pub(super) fn dump(
@@ -244,11 +241,16 @@ impl Nft {
             error,
         };
         let request = serialize(family, NLM_F_REQUEST | NLM_F_DUMP, message, 1);
-        self.clear();
-        self.socket.send(&request, 0).map_err(failed)?;
         let mut all = vec![];
-        self.answers(|family, message| all.push((family, message)))
-            .map_err(failed)?;
+        for _ in 0..TRIES {
+            all.clear();
+            self.clear();
+            self.socket.send(&request, 0).map_err(failed)?;
+            let answers = self.answers(|family, message| all.push((family, message)));
+            if answers.map_err(failed)? {
+                break;
+            }
+        }
         Ok(all)
     }
 
@@ -261,7 +263,7 @@ impl Nft {
         while self.socket.recv_from_full().is_ok() {}
     }
 
-    /// All there is; the first error of the kernel ends it.
+    /// All there is, and whether it is of one state; the first error of the kernel ends it.
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "the kernel's enums are open, and most of them does not concern us"
@@ -269,11 +271,12 @@ impl Nft {
     fn answers(
         &self,
         mut answer: impl FnMut(NetfilterProtoFamily, NfTablesMessage),
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
+        let mut is_one_state = true;
         loop {
             let bytes = match self.socket.recv_from_full() {
                 Ok((bytes, _)) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(is_one_state),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
@@ -288,11 +291,12 @@ impl Nft {
                 let Ok(message) = NetlinkMessage::<NetfilterMessage>::deserialize(one) else {
                     continue;
                 };
+                is_one_state &= message.header.flags & INTERRUPTED == 0;
                 match message.payload {
                     NetlinkPayload::Error(told) if told.code.is_some() => {
                         return Err(told.to_io());
                     }
-                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Done(_) => return Ok(is_one_state),
                     NetlinkPayload::InnerMessage(NetfilterMessage {
                         header,
                         inner: NetfilterMessageInner::NfTables(message),
@@ -491,9 +495,11 @@ fn read_rule(attributes: &[RuleAttribute]) -> Option<(String, String)> {
     Some((chain?, said))
 }
 
-/// Edges sort with the end of one interval before the beginning of the next.
+/// They sort with the end of one interval before the beginning of the next.
+type Edges = BTreeSet<(Vec<u8>, bool)>;
+
 /// The library's own reading takes a hundred times as long, and there may be tens of thousands.
-fn read_edges(body: &[u8], edges: &mut BTreeSet<(Vec<u8>, bool)>) {
+fn read_edges(body: &[u8], edges: &mut Edges) {
     let inside = |bytes, wanted| {
         attributes(bytes).filter_map(move |(kind, value)| (kind == wanted).then_some(value))
     };
@@ -511,7 +517,7 @@ fn read_edges(body: &[u8], edges: &mut BTreeSet<(Vec<u8>, bool)>) {
     }
 }
 
-fn spans(edges: &BTreeSet<(Vec<u8>, bool)>, family: Family) -> BTreeSet<Span> {
+fn spans(edges: &Edges, family: Family) -> BTreeSet<Span> {
     let address = |bytes: &[u8]| -> Option<IpAddr> {
         match family {
             Family::V4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),

@@ -8,15 +8,12 @@ use netlink_packet_netfilter::nftables::NfTablesMessage;
 
 use super::Refused;
 use super::nft::{Nft, serialize};
+use super::request::{INTERRUPTED, TRIES};
 
 const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-/// Something changed while it was read.
-const INTERRUPTED: u16 = 0x10;
-/// So often a ruleset is read that changes meanwhile.
-const TRIES: usize = 5;
 
 /// Of one object: its address family and its attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,30 +24,40 @@ pub(crate) struct Raw {
 }
 
 impl Nft {
-    /// All that is told of; what is read while others change it may be of before and after.
-    pub(crate) fn dump_raw(
+    /// What `each` makes of all that is told; what is read while others change it may be of before
+    /// and after.
+    pub(crate) fn dump_raw<T: Default>(
         &self,
         family: NetfilterProtoFamily,
         message: &NfTablesMessage,
-    ) -> Result<Vec<Raw>, Refused> {
-        let mut all = vec![];
-        for _ in 0..TRIES {
-            let request = serialize(family, NLM_F_REQUEST | NLM_F_DUMP, message.clone(), 1);
-            let one_state = self.ask(&request, &mut all);
-            let failed = |error| Refused {
-                what: "nft list".to_owned(),
-                error,
-            };
-            if one_state.map_err(failed)? {
-                break;
+        each: impl FnMut(&mut T, Raw),
+    ) -> Result<T, Refused> {
+        let request = serialize(family, NLM_F_REQUEST | NLM_F_DUMP, message.clone(), 1);
+        let all = self.ask_often(&request, each);
+        all.map_err(|error| Refused {
+            what: "nft list".to_owned(),
+            error,
+        })
+    }
+
+    fn ask_often<T: Default>(
+        &self,
+        request: &[u8],
+        mut each: impl FnMut(&mut T, Raw),
+    ) -> io::Result<T> {
+        let mut left = TRIES;
+        loop {
+            let mut all = T::default();
+            let is_one_state = self.ask(request, |raw| each(&mut all, raw))?;
+            left -= 1;
+            if is_one_state || left == 0 {
+                return Ok(all);
             }
         }
-        Ok(all)
     }
 
     /// Whether it was one state.
-    fn ask(&self, request: &[u8], all: &mut Vec<Raw>) -> io::Result<bool> {
-        all.clear();
+    fn ask(&self, request: &[u8], mut each: impl FnMut(Raw)) -> io::Result<bool> {
         self.clear();
         self.socket().send(request, 0)?;
         let mut one_state = true;
@@ -66,7 +73,7 @@ impl Nft {
                 match message.kind {
                     DONE => return Ok(one_state),
                     ERROR => told(message.payload)?,
-                    _ => all.extend(message.raw()),
+                    _ => message.raw().into_iter().for_each(&mut each),
                 }
             }
         }

@@ -20,6 +20,12 @@ const ANSWER: usize = 1 << 16;
 const NESTED: u16 = 1 << 15;
 /// Of the type of an attribute, without flags.
 const TYPE: u16 = 0x3fff;
+/// Something changed while it was told.
+pub(super) const INTERRUPTED: u16 = 0x10;
+/// So often is asked what changes meanwhile.
+pub(super) const TRIES: usize = 5;
+/// Sent at once; as many refusals fit the receive buffer of a host that nobody tuned.
+const AT_ONCE: usize = 256;
 
 /// Speaks with rtnetlink. The kernel has answered when a request returns, so nothing waits.
 pub(crate) struct Requests {
@@ -44,42 +50,101 @@ impl Requests {
         message: Message,
         flags: u16,
     ) -> Result<(), Refused> {
-        let done = self.request(message, NLM_F_ACK | flags, |_, _| {});
+        let request = message.finish(NLM_F_REQUEST | NLM_F_ACK | flags, 1);
+        let done = converse(&self.socket, &request, |head, body| match head.kind {
+            NLMSG_DONE | NLMSG_ERROR => status(body).map(|()| true),
+            _ => Ok(false),
+        });
         done.map_err(|error| Refused {
             what: what(),
             error,
         })
     }
 
-    /// Hands the type and the body of each to `each`.
-    pub(super) fn dump(
+    /// Makes these changes in their order, hundreds with each system call; told is which of them were
+    /// refused.
+    pub(super) fn change_all(
+        &self,
+        changes: impl IntoIterator<Item = (Message, u16)>,
+    ) -> io::Result<Vec<(usize, io::Error)>> {
+        let mut refused = vec![];
+        let (mut bytes, mut begin, mut count) = (vec![], 0, 0);
+        let mut changes = changes.into_iter().peekable();
+        while let Some((message, flags)) = changes.next() {
+            count += 1;
+            let is_last = count == AT_ONCE || changes.peek().is_none();
+            // The answer to the last is the end; of the others only refusals are told.
+            let ack = if is_last { NLM_F_ACK } else { 0 };
+            bytes.extend(message.finish(NLM_F_REQUEST | ack | flags, count as u32));
+            if is_last {
+                let part = self.part(&bytes, count as u32)?.into_iter();
+                refused.extend(part.map(|(at, error)| (begin + at as usize - 1, error)));
+                begin += count;
+                (bytes, count) = (vec![], 0);
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Which of the messages, counted from one, were refused.
+    fn part(&self, bytes: &[u8], last: u32) -> io::Result<Vec<(u32, io::Error)>> {
+        let mut refused = vec![];
+        converse(&self.socket, bytes, |head, body| {
+            if head.kind != NLMSG_ERROR || !(1..=last).contains(&head.sequence) {
+                return Ok(false);
+            }
+            let error = status(body).err();
+            refused.extend(error.map(|error| (head.sequence, error)));
+            Ok(head.sequence == last)
+        })?;
+        Ok(refused)
+    }
+
+    /// Hands the type and the body of each to `each`, which puts together what is returned.
+    pub(super) fn dump<T: Default>(
         &self,
         what: &str,
         message: Message,
-        each: impl FnMut(u16, &[u8]),
-    ) -> Result<(), Refused> {
-        let done = self.request(message, NLM_F_DUMP, each);
-        done.map_err(|error| Refused {
+        each: impl FnMut(&mut T, u16, &[u8]),
+    ) -> Result<T, Refused> {
+        let request = message.finish(NLM_F_REQUEST | NLM_F_DUMP, 1);
+        dump(&self.socket, &request, each).map_err(|error| Refused {
             what: what.to_owned(),
             error,
         })
     }
+}
 
-    fn request(
-        &self,
-        message: Message,
-        flags: u16,
-        each: impl FnMut(u16, &[u8]),
-    ) -> io::Result<()> {
-        ask(&self.socket, &message.finish(NLM_F_REQUEST | flags), each)
+/// What changes while it is told is asked again, from the beginning; at last what was told is taken,
+/// and what changed is told of as an event.
+pub(super) fn dump<T: Default>(
+    socket: &Socket,
+    request: &[u8],
+    mut each: impl FnMut(&mut T, u16, &[u8]),
+) -> io::Result<T> {
+    let mut left = TRIES;
+    loop {
+        let (mut all, mut is_one_state) = (T::default(), true);
+        converse(socket, request, |head, body| {
+            is_one_state &= head.flags & INTERRUPTED == 0;
+            match head.kind {
+                NLMSG_DONE | NLMSG_ERROR => return status(body).map(|()| true),
+                _ => each(&mut all, head.kind, body),
+            }
+            Ok(false)
+        })?;
+        left -= 1;
+        if is_one_state || left == 0 {
+            return Ok(all);
+        }
     }
 }
 
-/// Hands the type and the body of each answer to `each`.
-pub(super) fn ask(
+/// Hands each answer to `is_end`.
+fn converse(
     socket: &Socket,
     request: &[u8],
-    mut each: impl FnMut(u16, &[u8]),
+    mut is_end: impl FnMut(Head, &[u8]) -> io::Result<bool>,
 ) -> io::Result<()> {
     let mut buffer = Vec::with_capacity(ANSWER);
     // Answers to an earlier request that ended in an error.
@@ -91,14 +156,15 @@ pub(super) fn ask(
         buffer.clear();
         match socket.recv(&mut buffer, 0) {
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::Error::other("the kernel's answer has no end"));
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         }
-        for (kind, body) in messages(&buffer) {
-            match kind {
-                NLMSG_DONE | NLMSG_ERROR => return status(body),
-                _ => each(kind, body),
+        for (head, body) in answers(&buffer) {
+            if is_end(head, body)? {
+                return Ok(());
             }
         }
     }
@@ -112,14 +178,30 @@ fn status(body: &[u8]) -> io::Result<()> {
     }
 }
 
+/// What is said of a message before it.
+struct Head {
+    kind: u16,
+    flags: u16,
+    /// Of the request that it answers.
+    sequence: u32,
+}
+
 /// Type and body of each message.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    answers(bytes).map(|(head, body)| (head.kind, body))
+}
+
+fn answers(mut bytes: &[u8]) -> impl Iterator<Item = (Head, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::try_from(number(bytes, 0)?).ok()?;
-        let kind = short(bytes, 4)?;
+        let head = Head {
+            kind: short(bytes, 4)?,
+            flags: short(bytes, 6)?,
+            sequence: number(bytes, 8)?,
+        };
         let body = bytes.get(HEADER..len)?;
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, body))
+        Some((head, body))
     })
 }
 
@@ -245,12 +327,12 @@ impl Message {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn finish(mut self, flags: u16) -> Vec<u8> {
+    fn finish(mut self, flags: u16, sequence: u32) -> Vec<u8> {
         let mut header = NetlinkHeader::default();
         header.length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         header.message_type = self.kind;
         header.flags = flags;
-        header.sequence_number = 1;
+        header.sequence_number = sequence;
         let mut bytes = [0; HEADER];
         netlink_packet_core::Emitable::emit(&header, &mut bytes);
         self.bytes[..HEADER].copy_from_slice(&bytes);
@@ -268,7 +350,7 @@ mod tests {
             .number(6, 7)
             .text(3, "lan")
             .nest(18, |message| message.byte(1, 9).short(2, 10));
-        let bytes = message.finish(5);
+        let bytes = message.finish(5, 1);
         let all: Vec<(u16, &[u8])> = messages(&bytes).collect();
         let [(24, body)] = all[..] else {
             panic!("{all:?}");
@@ -283,7 +365,7 @@ mod tests {
 
     #[test]
     fn nothing_of_what_is_cut_off_is_read() {
-        let bytes = Message::new(24, &[2, 0, 0, 0]).number(6, 7).finish(5);
+        let bytes = Message::new(24, &[2, 0, 0, 0]).number(6, 7).finish(5, 1);
         for end in 0..bytes.len() {
             assert_eq!(messages(&bytes[..end]).count(), 0);
             let _ = attributes(&bytes[..end]).count();

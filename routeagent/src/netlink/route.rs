@@ -8,8 +8,9 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
 use super::request::{Message, Requests, address, attributes, byte, number, short};
 use super::{Refused, unless};
+use crate::diff::Change;
 use crate::settings::PROTOCOL;
-use crate::wanted::{Family, Hop, Place, To, Way, route_line};
+use crate::wanted::{Family, Hop, Place, To, Way};
 
 pub(super) const RTM_NEWROUTE: u16 = 24;
 pub(super) const RTM_DELROUTE: u16 = 25;
@@ -48,41 +49,71 @@ pub(crate) fn list(
     for family in Family::BOTH {
         // The kernel picks by protocol, in all tables: asking for one that does not exist is an error.
         let message = Message::new(RTM_GETROUTE, &header(family, 0, PROTOCOL));
-        let listed = raw.dump("list routes", message, |kind, body| {
+        let each = |found: &mut BTreeMap<Place, Way>, kind, body: &[u8]| {
             if kind == RTM_NEWROUTE
                 && byte(body, 5) == PROTOCOL
                 && let Some((place, way)) = read(body, names)
             {
-                let is_double = all.contains_key(&place);
-                all.insert(place, if is_double { Way::Strange } else { way });
+                let is_double = found.contains_key(&place);
+                found.insert(place, if is_double { Way::Strange } else { way });
             }
-        });
-        unless(&[libc::EOPNOTSUPP, libc::EAFNOSUPPORT], listed)?;
+        };
+        let listed = raw.dump("list routes", message, each);
+        all.extend(unless(&[libc::EOPNOTSUPP, libc::EAFNOSUPPORT], listed)?);
     }
     Ok(all)
 }
 
-pub(crate) fn add(raw: &Requests, place: &Place, way: &Way, of: &Indexes) -> Result<(), Refused> {
-    let what = || format!("route add {}", route_line(place, way));
-    raw.change(what, build(place, way, of), NLM_F_CREATE | NLM_F_EXCL)
+/// How many of the first changes are about routes; these are made, and told is which were refused.
+pub(crate) fn apply(raw: &Requests, changes: &[Change], of: &Indexes) -> (usize, Vec<Refused>) {
+    let about = changes.iter().map_while(|change| request(change, of));
+    let mut count = 0;
+    let counted = about.inspect(|_| count += 1);
+    let failed = |what: String, error| Refused { what, error };
+    let refused = match raw.change_all(counted) {
+        Ok(refused) => refused,
+        Err(error) => return (count, vec![failed("change of routes".to_owned(), error)]),
+    };
+    let refused = refused.into_iter().filter_map(|(at, error)| {
+        let change = changes.get(at)?;
+        let is_gone =
+            matches!(change, Change::RemoveRoute(..)) && error.raw_os_error() == Some(libc::ESRCH);
+        (!is_gone).then(|| failed(change.to_string(), error))
+    });
+    (count, refused.collect())
 }
 
-pub(crate) fn replace(
-    raw: &Requests,
-    place: &Place,
-    way: &Way,
-    of: &Indexes,
-) -> Result<(), Refused> {
-    let what = || format!("route replace {}", route_line(place, way));
-    raw.change(what, build(place, way, of), NLM_F_CREATE | NLM_F_REPLACE)
+fn request(change: &Change, of: &Indexes) -> Option<(Message, u16)> {
+    match change {
+        Change::AddRoute(place, way) => Some((build(place, way, of), NLM_F_CREATE | NLM_F_EXCL)),
+        Change::ReplaceRoute(place, way) => {
+            Some((build(place, way, of), NLM_F_CREATE | NLM_F_REPLACE))
+        }
+        Change::RemoveRoute(place, _) => Some((gone(place), 0)),
+        Change::Guard(_)
+        | Change::Elements { .. }
+        | Change::RemoveVxlan
+        | Change::SetForwarding(_)
+        | Change::RemoveForwarding(_)
+        | Change::SetNeighbour(_)
+        | Change::RemoveNeighbour(_)
+        | Change::AddNexthop(..)
+        | Change::ReplaceNexthop(..)
+        | Change::RemoveNexthop(..)
+        | Change::AddRule(_)
+        | Change::RemoveRule(_) => None,
+    }
 }
 
 pub(crate) fn remove(raw: &Requests, place: &Place) -> Result<(), Refused> {
+    let what = || format!("route del {} table {}", place.prefix, place.table);
+    unless(&[libc::ESRCH], raw.change(what, gone(place), 0))
+}
+
+fn gone(place: &Place) -> Message {
     let mut header = header(place.family(), place.prefix.netmask(), PROTOCOL);
     header[6] = SCOPE_NOWHERE;
-    let message = put_place(Message::new(RTM_DELROUTE, &header), place);
-    let what = || format!("route del {} table {}", place.prefix, place.table);
-    unless(&[libc::ESRCH], raw.change(what, message, 0))
+    put_place(Message::new(RTM_DELROUTE, &header), place)
 }
 
 fn header(family: Family, prefix_len: u8, protocol: u8) -> [u8; HEADER] {
@@ -279,27 +310,29 @@ fn hops(mut bytes: &[u8], names: &BTreeMap<u32, String>) -> BTreeSet<Hop> {
     all
 }
 
-/// Where foreign routes in `table` lead.
+/// The first foreign route in `table` that is as asked for.
 pub(crate) fn foreign(
     raw: &Requests,
     family: Family,
     table: u32,
-) -> Result<BTreeSet<IpNetwork>, Refused> {
+    is: impl Fn(&IpNetwork) -> bool,
+) -> Result<Option<IpNetwork>, Refused> {
     let message = Message::new(RTM_GETROUTE, &header(family, 0, 0)).number(RTA_TABLE, table);
-    let mut all = BTreeSet::new();
     let names = BTreeMap::new();
-    let listed = raw.dump("list routes", message, |kind, body| {
+    let each = |found: &mut Option<IpNetwork>, kind, body: &[u8]| {
         if kind == RTM_NEWROUTE
             && byte(body, 5) != PROTOCOL
             && let Some((place, _)) = read(body, &names)
+            && found.is_none_or(|found| place.prefix < found)
+            && is(&place.prefix)
         {
-            all.insert(place.prefix);
+            *found = Some(place.prefix);
         }
-    });
+    };
+    let listed = raw.dump("list routes", message, each);
     // A table that nobody has used yet.
     unless(
         &[libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT],
         listed,
-    )?;
-    Ok(all)
+    )
 }

@@ -56,14 +56,17 @@ pub(crate) enum Named {
 }
 
 pub(crate) fn find(raw: &Requests) -> Result<Named, Refused> {
-    let mut named = Named::Nobodys;
     let message = Message::new(RTM_GETLINK, &[0; LINK_HEADER]);
-    raw.dump("link list", message, |_, body| {
-        if let Some(found) = read_link(body) {
-            named = found;
-        }
-    })?;
-    Ok(named)
+    let named = raw.dump(
+        "link list",
+        message,
+        |named: &mut Option<Named>, _, body| {
+            if let Some(found) = read_link(body) {
+                *named = Some(found);
+            }
+        },
+    )?;
+    Ok(named.unwrap_or(Named::Nobodys))
 }
 
 /// One without an alias that is just as ours are was left by a start that was killed meanwhile.
@@ -186,30 +189,28 @@ fn link_header(index: u32, up: u32) -> Vec<u8> {
 }
 
 pub(crate) fn forwarding(raw: &Requests, index: u32) -> Result<BTreeSet<Forwarding>, Refused> {
-    let mut all = BTreeSet::new();
     // Without the header of the kind this was for before, a filter is not understood.
     let message = Message::new(RTM_GETNEIGH, &header(libc::AF_BRIDGE, 0, 0, 0));
-    raw.dump("fdb list", message, |_, body| {
+    let each = |all: &mut BTreeSet<Forwarding>, _, body: &[u8]| {
         if number(body, 4) == Some(index) {
             let entry = |(to, mac)| Forwarding { mac, to };
             all.extend(read_neighbour(body).map(entry));
         }
-    })?;
-    Ok(all)
+    };
+    raw.dump("fdb list", message, each)
 }
 
 pub(crate) fn neighbours(raw: &Requests, index: u32) -> Result<BTreeSet<Neighbour>, Refused> {
-    let mut all = BTreeSet::new();
     let message =
         Message::new(RTM_GETNEIGH, &header(libc::AF_UNSPEC, 0, 0, 0)).number(NDA_IFINDEX, index);
-    raw.dump("neigh list", message, |_, body| {
+    let each = |all: &mut BTreeSet<Neighbour>, _, body: &[u8]| {
         let is_ours = number(body, 4) == Some(index) && short(body, 8) == Some(NUD_PERMANENT);
         if is_ours {
             let neighbour = |(address, mac)| Neighbour { address, mac };
             all.extend(read_neighbour(body).map(neighbour));
         }
-    })?;
-    Ok(all)
+    };
+    raw.dump("neigh list", message, each)
 }
 
 fn read_neighbour(body: &[u8]) -> Option<(IpAddr, Mac)> {
