@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use tests::lab::{Namespace, skip};
-use tests::mesh::{Lan, Layout, Mesh, Plan, bar, rounds};
+use tests::mesh::{Lan, Layout, Mesh, Plan, bar, bar_or, rounds};
 
 const RESTORED: Duration = Duration::from_millis(500);
 const LIMIT: Duration = Duration::from_secs(10);
@@ -38,11 +38,8 @@ fn state(node: &Namespace) -> String {
         "bridge fdb show | grep causeway-vx | sort",
         "ip neigh show nud permanent | sort; ip -6 neigh show nud permanent | sort",
     ];
-    let shown = lines.map(|line| {
-        node.sh(&format!("({line}) 2>/dev/null"))
-            .unwrap_or_default()
-    });
-    shown.join("\n---\n")
+    let script = lines.map(|line| format!("({line}) 2>/dev/null; echo ---;"));
+    node.sh(&script.concat()).unwrap_or_default()
 }
 
 /// How long until all is as it was.
@@ -92,8 +89,9 @@ fn all_come_back(tag: &str, layout: Layout, damage: &[&str], in_pairs: bool) {
         found.len()
     );
     assert!(median <= bar(RESTORED), "{found:?}");
-    // A machine that does much else at the time may take its time once.
-    assert!(*longest <= 4 * bar(RESTORED), "{found:?}");
+    // Where every run counts, each does; a machine that does much else at the time may take its time
+    // once.
+    assert!(*longest <= bar_or(RESTORED, 12 * RESTORED), "{found:?}");
 }
 
 #[test]

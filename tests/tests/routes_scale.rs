@@ -9,10 +9,14 @@ use std::time::{Duration, Instant};
 use routeagent::facts::{Facts, Mode};
 use routeagent::{Handle, Settings};
 use tests::lab::{skip, wait_for};
+use tests::mesh::bar_or;
 use tests::node_kernel::{prefix, told};
 use tests::site_kernel::{SiteKernel, agent_facts, remote};
 
-/// Debug builds on a busy machine included; what is promised is printed beside.
+/// What is promised for one change, and for all after an overrun.
+const ONE: Duration = Duration::from_millis(200);
+const EXACT: Duration = Duration::from_secs(1);
+/// Debug builds on a busy machine included.
 const LIMIT: Duration = Duration::from_secs(60);
 const PREFIXES: u32 = 10_000;
 
@@ -91,7 +95,8 @@ fn one_of_ten_thousand_prefixes_changes_with_one_change_of_the_kernel() {
     println!(
         "all at first {first:?}; one of {PREFIXES} {times:?} (200 ms are promised); a death {death:?}"
     );
-    assert!(times.iter().all(|time| *time < LIMIT / 2));
+    let bar = bar_or(ONE, LIMIT / 4);
+    assert!(times.iter().all(|time| *time <= bar), "{times:?}");
 }
 
 /// Lines for `ip -batch`.
@@ -135,5 +140,6 @@ fn after_an_overrun_the_state_is_exact_again() {
     }
     println!("exact again {times:?} after the last of 100,000 changes (1 s is promised)");
     wait_for("no problem", LIMIT, || told(&handle.problems()).is_empty()).unwrap();
-    assert!(times.iter().all(|time| *time < LIMIT / 2));
+    let bar = bar_or(EXACT, LIMIT / 4);
+    assert!(times.iter().all(|time| *time <= bar), "{times:?}");
 }
