@@ -224,7 +224,9 @@ fn an_agent_is_told_whether_foreign_addresses_pass_its_network() {
         let what = format!("{mode}: {:#?}", look());
         wait_for(&what, PATIENCE, is_told).unwrap();
         let checks = look();
-        assert_eq!(of(&checks, "gateway", "passed").len(), 1, "{checks:#?}");
+        for name in ["gateway", "port-agents", "port-vxlan"] {
+            assert_eq!(of(&checks, name, "passed").len(), 1, "{name}: {checks:#?}");
+        }
         assert_eq!(
             of(&checks, "forwarding", "passed").len(),
             0,

@@ -13,6 +13,7 @@ use proto::entry::Role;
 use proto::ledger::PrefixState;
 use proto::record::Record;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 use crate::command::Output;
 use crate::print;
@@ -185,6 +186,22 @@ fn route_name(prefix: &str) -> String {
     format!("causeway-{}", parts.join("-"))
 }
 
+/// Google takes no more letters, and none of them from another one's route: a longer name is cut,
+/// and a hash of all of it makes it one of its own.
+fn gcp_name(prefix: &str, gateway: &str) -> String {
+    const MOST: usize = 63;
+    const HASH: usize = 10;
+    let whole = format!("{}-{gateway}", route_name(prefix));
+    if whole.len() <= MOST {
+        return whole;
+    }
+    let hash = Sha256::digest(&whole);
+    let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    // What it is made of is ASCII: addresses and names of nodes.
+    let start: String = whole.chars().take(MOST - HASH - 1).collect();
+    format!("{}-{}", start.trim_end_matches('-'), &hash[..HASH])
+}
+
 impl Router {
     fn name(self) -> &'static str {
         match self {
@@ -256,8 +273,8 @@ impl Router {
             Router::Gcp => {
                 let each = via.iter().map(|(gateway, hop)| {
                     format!(
-                        "gcloud compute routes create {name}-{} --network \"$NETWORK\" --destination-range {prefix} --next-hop-address {hop}",
-                        gateway.name
+                        "gcloud compute routes create {} --network \"$NETWORK\" --destination-range {prefix} --next-hop-address {hop}",
+                        gcp_name(prefix, &gateway.name)
                     )
                 });
                 each.collect()
@@ -348,6 +365,24 @@ mod tests {
             assert!(commands[0].contains("fd00::1"), "{}", commands[0]);
         }
         assert_eq!(routes(Router::Gcp, 2, "10.2.0.0/16").len(), 2);
+    }
+
+    #[test]
+    fn a_long_name_is_cut_and_stays_one_of_its_own() {
+        let prefix = "fd00:1234:5678:9abc::/64";
+        let host = "ip-10-0-1-12-eu-central-1-compute-internal";
+        let one = gcp_name(prefix, host);
+        assert!(one.len() <= 63 && !one.contains("--"), "{one}");
+        assert!(
+            one.starts_with("causeway-fd00-1234-5678-9abc-64-ip-10-0"),
+            "{one}"
+        );
+        assert_eq!(one, gcp_name(prefix, host));
+        assert_ne!(one, gcp_name(prefix, &format!("{host}2")));
+        assert_eq!(gcp_name("10.2.0.0/16", "g1"), "causeway-10-2-0-0-16-g1");
+        let is_allowed =
+            |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-';
+        assert!(one.chars().all(is_allowed), "{one}");
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub(super) fn checks(known: &Known, privileges: &Privileges) -> Vec<Check> {
         );
     }
     let situation = situation(known);
+    let knows_own = !known.own_prefixes().is_empty();
     let knows_sites = !known.remote_prefixes().is_empty();
     let found = judge(&ruleset, &situation);
     for topic in [
@@ -52,10 +53,11 @@ pub(super) fn checks(known: &Known, privileges: &Privileges) -> Vec<Check> {
         let of_topic: Vec<&Judged> = found.iter().filter(|one| one.topic == topic).collect();
         match topic {
             Topic::Forward if !situation.forwards => {}
-            Topic::Forward if situation.local.is_empty() => sheet.skipped(
+            Topic::Forward if situation.inner_devices.is_empty() => sheet.skipped(
                 "forward-rules",
-                "which prefixes this site has is not known before it has joined; give its token with --token-file",
+                "no interface of this machine has an address in its site's prefixes",
             ),
+            Topic::Forward if !knows_own => would_forward(&mut sheet, &of_topic),
             Topic::Leftover => leftovers(&mut sheet, &of_topic, knows_sites),
             Topic::SourceChange | Topic::Forward | Topic::Input => {
                 report(&mut sheet, topic, &of_topic);
@@ -63,6 +65,18 @@ pub(super) fn checks(known: &Known, privileges: &Privileges) -> Vec<Check> {
         }
     }
     sheet.done()
+}
+
+/// Before its role and its site are known: as a gateway between its own network and the mesh.
+fn would_forward(sheet: &mut Sheet, found: &[&Judged]) {
+    for judged in found {
+        let saw = format!("if this is to be a gateway: {}", judged.what);
+        sheet.warning("forward-rules", saw, judged.next.clone());
+    }
+    if found.is_empty() {
+        let good = "no rule would drop what a gateway forwards between this network and the mesh";
+        sheet.passed("forward-rules", good);
+    }
 }
 
 /// Before any other site is known, a rule may be about networks of this machine's own.
@@ -152,7 +166,12 @@ fn report(sheet: &mut Sheet, topic: Topic, found: &[&Judged]) {
 }
 
 fn situation(known: &Known) -> Situation {
-    let local = known.own_prefixes();
+    let granted = known.own_prefixes();
+    let local = if granted.is_empty() {
+        own_networks()
+    } else {
+        granted.clone()
+    };
     let forwards = known.may_forward();
     let remote: Vec<IpNetwork> = known.remote_prefixes().iter().map(|held| held.0).collect();
     let is_known = !remote.is_empty();
@@ -163,13 +182,32 @@ fn situation(known: &Known) -> Situation {
         None => vec![tun.to_owned()],
     };
     Situation {
-        remote: if is_known { remote } else { elsewhere(&local) },
+        remote: if is_known {
+            remote
+        } else {
+            elsewhere(&granted)
+        },
         inner_devices: inner_devices(known, &local),
-        listening: listening(known, &local),
+        listening: listening(known, &granted),
         local,
         mesh_devices,
         forwards,
     }
+}
+
+/// On the segments by which routers are reached, before anything was granted.
+fn own_networks() -> Vec<IpNetwork> {
+    let all = interfaces().unwrap_or_default().into_values();
+    let out = all.filter(|one| one.has_router);
+    let networks = out.flat_map(|one| {
+        let own = one.addresses.into_iter();
+        let all = own.filter_map(|address| {
+            let length = one.lengths.get(&address)?;
+            IpNetwork::new_truncate(address, *length).ok()
+        });
+        all.collect::<Vec<_>>()
+    });
+    networks.collect()
 }
 
 /// Private networks that are not ours: where nothing is known, other sites may be there.

@@ -81,9 +81,19 @@ fn names(sheet: &mut Sheet, known: &Known) {
     }
 }
 
+/// As far as processes are seen from here. Its directories are there whether it runs or not.
+fn is_running(program: &str) -> bool {
+    /// The kernel keeps so much of a name.
+    const NAME: usize = 15;
+    let short = &program[..program.len().min(NAME)];
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut names = processes.filter_map(|one| fs::read_to_string(one.path().join("comm")).ok());
+    names.any(|name| name.trim() == short)
+}
+
 /// It takes away routes and rules that it does not know, unless told not to.
 fn networkd(sheet: &mut Sheet) {
-    if !Path::new("/run/systemd/netif").exists() {
+    if !is_running("systemd-networkd") {
         return;
     }
     let mut places = vec![Path::new("/etc/systemd/networkd.conf").to_owned()];

@@ -142,11 +142,15 @@ fn links(sheet: &mut Sheet, told: &Told) {
         let whose = format!("{} of site {}", link.gateway, link.site);
         if link.state != "up" {
             let why = link.why_text.clone().unwrap_or_else(|| link.state.clone());
-            sheet.failed(
-                "link",
-                format!("gateway {whose} is not reached: {why}"),
-                "see that UDP passes between the two, in one direction at least; `causeway status` shows which addresses were tried",
-            );
+            let saw = format!("gateway {whose} is not reached: {why}");
+            let next = "see that UDP passes between the two, in one direction at least; `causeway status` shows which addresses were tried";
+            let mut all = told.links.iter();
+            // Traffic goes on by another one of its site.
+            if all.any(|other| other.site == link.site && other.state == "up") {
+                sheet.warning("link", saw, next);
+            } else {
+                sheet.failed("link", saw, next);
+            }
             continue;
         }
         let by_relay = link.path.as_deref() == Some("relay");
@@ -177,19 +181,22 @@ fn links(sheet: &mut Sheet, told: &Told) {
 
 fn gateways(sheet: &mut Sheet, told: &Told) {
     sheet.passed("mode", format!("{}: {}", told.mode.used, told.mode.why));
+    let answers = |state: &str| matches!(state, "up" | "held_down");
+    let is_any = told.gateways.iter().any(|one| answers(&one.state));
     for gateway in &told.gateways {
         let who = format!("gateway {} at {}", gateway.name, gateway.address);
-        if matches!(gateway.state.as_str(), "up" | "held_down") {
+        let saw = format!(
+            "{who} does not answer this agent: {}",
+            gateway.state.replace('_', " ")
+        );
+        let next = "see that it runs, and that UDP 7802 passes both ways between the two";
+        if answers(&gateway.state) {
             sheet.passed("gateway", format!("{who} answers"));
+        } else if is_any {
+            // The others carry what it would.
+            sheet.warning("gateway", saw, next);
         } else {
-            sheet.failed(
-                "gateway",
-                format!(
-                    "{who} does not answer this agent: {}",
-                    gateway.state.replace('_', " ")
-                ),
-                "see that it runs, and that UDP 7802 passes both ways between the two",
-            );
+            sheet.failed("gateway", saw, next);
         }
     }
     if told.gateways.is_empty() {

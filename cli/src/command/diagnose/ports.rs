@@ -16,14 +16,13 @@ const PROGRAM: &str = "causeway";
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Holder {
-    /// The socket of a VXLAN or WireGuard interface belongs to no process.
-    Kernel,
     Process {
         name: String,
         number: String,
     },
-    /// Of another user, or of another container.
-    Unseen,
+    /// The kernel's own, of a VXLAN or WireGuard interface, or of a process of another user or
+    /// another container: of neither is a process seen.
+    Nobody,
 }
 
 /// Whether a daemon of this node should have it now.
@@ -125,15 +124,14 @@ fn judge(
     let upper = port.protocol.to_uppercase();
     let what = format!("{upper} port {} ({})", port.number, port.what);
     let is_ours = |holder: &Holder| match holder {
-        Holder::Kernel => port.is_kernels && has_interface,
+        Holder::Nobody => port.is_kernels && has_interface,
         Holder::Process { name, .. } => !port.is_kernels && name == PROGRAM && port.due != Due::No,
-        Holder::Unseen => false,
     };
     let (ours, others): (Vec<&Holder>, Vec<&Holder>) =
         holders.iter().partition(|holder| is_ours(holder));
     if others.is_empty() {
         return match (ours.first(), port.due) {
-            (Some(Holder::Kernel), _) => sheet.passed(
+            (Some(Holder::Nobody), _) => sheet.passed(
                 name,
                 format!("{what} is in use, by {VXLAN_DEVICE} of Causeway"),
             ),
@@ -151,9 +149,10 @@ fn judge(
     }
     let all: Vec<String> = others.iter().map(ToString::to_string).collect();
     let saw = format!("{what} is taken by {}", all.join(", "));
-    let is_seen = |holder: &&Holder| **holder != Holder::Unseen;
-    if !others.iter().any(is_seen) && (!is_admin || port.due != Due::No) {
-        let why = format!("{saw}: who it is is shown to root on the host alone");
+    let is_seen = |holder: &&Holder| **holder != Holder::Nobody;
+    let may_be_ours = !port.is_kernels && port.due != Due::No;
+    if !others.iter().any(is_seen) && (!is_admin || may_be_ours) {
+        let why = format!("{saw}; who it is, root on the host can tell");
         return sheet.skipped(name, why);
     }
     if is_causeway(&others) {
@@ -164,8 +163,8 @@ fn judge(
             "if it is this node's daemon, name the --runtime-dir that it was started with",
         );
     }
-    let how = if others.contains(&&Holder::Kernel) {
-        "see which interface has it with `ip -details link`, and delete that".to_owned()
+    let how = if others.contains(&&Holder::Nobody) {
+        "see which interface has it with `ip -details link`, and which process on the host with `ss -lnp`, and end that".to_owned()
     } else {
         format!(
             "see who it is with `ss -lnp 'sport = :{}'`, and stop it",
@@ -178,7 +177,7 @@ fn judge(
 fn is_causeway(holders: &[&Holder]) -> bool {
     let is_it = |holder: &&Holder| match holder {
         Holder::Process { name, .. } => name == PROGRAM,
-        Holder::Kernel | Holder::Unseen => false,
+        Holder::Nobody => false,
     };
     holders.iter().all(is_it)
 }
@@ -213,9 +212,6 @@ fn holders(protocol: &str, port: u16) -> Vec<Holder> {
 }
 
 fn holder(inode: &str) -> Holder {
-    if inode == "0" {
-        return Holder::Kernel;
-    }
     let wanted = format!("socket:[{inode}]");
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     for process in processes {
@@ -233,15 +229,16 @@ fn holder(inode: &str) -> Holder {
             };
         }
     }
-    Holder::Unseen
+    Holder::Nobody
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Holder::Kernel => out.write_str("the kernel (a VXLAN or WireGuard interface)"),
             Holder::Process { name, number } => write!(out, "{name} (process {number})"),
-            Holder::Unseen => out.write_str("a process that is not seen from here"),
+            Holder::Nobody => out.write_str(
+                "the kernel (a VXLAN or WireGuard interface) or a process that is not seen from here",
+            ),
         }
     }
 }
@@ -281,7 +278,6 @@ mod tests {
         for due in [Due::Yes, Due::Perhaps, Due::No] {
             let hellos = port(false, due);
             assert_eq!(result(&hellos, &[process("dns")], false), Outcome::Failed);
-            assert_eq!(result(&hellos, &[Holder::Kernel], true), Outcome::Failed);
             let both = [process(PROGRAM), process("dns")];
             assert_eq!(result(&hellos, &both, false), Outcome::Failed);
         }
@@ -305,8 +301,8 @@ mod tests {
     fn the_kernels_port_is_ours_while_our_interface_is_there_daemon_or_not() {
         for due in [Due::Yes, Due::Perhaps, Due::No] {
             let vxlan = port(true, due);
-            assert_eq!(result(&vxlan, &[Holder::Kernel], true), Outcome::Passed);
-            assert_eq!(result(&vxlan, &[Holder::Kernel], false), Outcome::Failed);
+            assert_eq!(result(&vxlan, &[Holder::Nobody], true), Outcome::Passed);
+            assert_eq!(result(&vxlan, &[Holder::Nobody], false), Outcome::Failed);
             assert_eq!(result(&vxlan, &[process("x")], true), Outcome::Failed);
         }
     }
@@ -315,8 +311,10 @@ mod tests {
     fn a_holder_that_is_not_seen_is_not_judged() {
         let mut sheet = Sheet::new(Group::Host);
         let free = port(false, Due::No);
-        judge(&mut sheet, &free, &[Holder::Unseen], (false, false));
+        judge(&mut sheet, &free, &[Holder::Nobody], (false, false));
         assert_eq!(sheet.done()[0].result, Outcome::Skipped);
-        assert_eq!(result(&free, &[Holder::Unseen], false), Outcome::Failed);
+        assert_eq!(result(&free, &[Holder::Nobody], true), Outcome::Failed);
+        let due = port(false, Due::Yes);
+        assert_eq!(result(&due, &[Holder::Nobody], true), Outcome::Skipped);
     }
 }
