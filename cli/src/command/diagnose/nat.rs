@@ -76,7 +76,9 @@ fn by_others(told: &Told) -> Vec<SocketAddr> {
     let all = by_links
         .chain(by_brokers)
         .filter_map(|text| text.parse().ok());
-    all.filter(|at: &SocketAddr| at.is_ipv4()).collect()
+    // By a relay it is seen at the relay's socket on its own host.
+    all.filter(|at: &SocketAddr| at.is_ipv4() && !at.ip().is_loopback())
+        .collect()
 }
 
 fn judge(sheet: &mut Sheet, all: &[SocketAddr]) {
@@ -208,6 +210,20 @@ async fn answer(socket: &UdpSocket, reflector: &Reflector) -> Option<SocketAddr>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_sees_this_gateway_through_a_relay_tells_nothing_of_it() {
+        let link = |seen: &str| gateway::status::Link {
+            seen_as: Some(seen.to_owned()),
+            ..Default::default()
+        };
+        let told = Told {
+            links: vec![link("127.0.0.1:6099"), link("198.51.100.1:40000")],
+            ..Told::default()
+        };
+        let seen = by_others(&told);
+        assert_eq!(seen, ["198.51.100.1:40000".parse().unwrap()]);
+    }
 
     #[test]
     fn a_nat_is_known_by_what_several_see() {
