@@ -2,6 +2,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod cleanup;
+pub(crate) mod close;
 pub(crate) mod diagnose;
 pub(crate) mod flags;
 pub(crate) mod gateway;

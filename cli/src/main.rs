@@ -78,6 +78,8 @@ enum Command {
     /// Show, carry and mend what the authority has signed.
     #[command(subcommand)]
     Ledger(command::ledger::Command),
+    /// Let nothing out to other sites until the daemon runs: before the network comes up at boot.
+    Close(command::close::Arguments),
     /// Take everything of causeway out of this machine's kernel.
     Cleanup(command::cleanup::Arguments),
     /// Show a mesh of three sites on this machine, in namespaces that go with it.
@@ -121,6 +123,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(arguments) => return demo::run(arguments),
         Command::Drops(arguments) => drops::run(&arguments),
         Command::Trace(arguments) => return command::trace::run(&arguments),
+        Command::Close(arguments) => command::close::run(&arguments),
         Command::Cleanup(arguments) => command::cleanup::run(&arguments),
         Command::Broker(command) => command::broker::run(command),
         Command::Token(command) => command::token::run(command),

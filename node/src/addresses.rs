@@ -70,35 +70,47 @@ fn longest(prefixes: &[IpNetwork], address: IpAddr) -> u8 {
 }
 
 /// This node's own addresses in its site, at most one a family: the given one, else one inside the
-/// site's prefixes, else that of the default route.
+/// site's prefixes. Only where neither family has either, that of the default route: beside one
+/// that is certain it would be a way in from outside. The given one's family comes first.
 pub fn lan_addresses(
     given: Option<IpAddr>,
     interfaces: &BTreeMap<u32, Interface>,
     prefixes: &Prefixes,
 ) -> Vec<IpAddr> {
-    let of_family = |is_v4: bool| {
-        let fits = |address: &IpAddr| address.is_ipv4() == is_v4;
-        let given = given.filter(fits);
-        let inside = || {
-            let all = interfaces.values().flat_map(|one| {
-                let addresses = one.addresses.iter();
-                addresses.map(move |address| (!is_outer(one), *address))
-            });
-            // A bridge of containers may have an address of the site too.
-            let own = all.filter(|(_, address)| fits(address) && prefixes.is_own(*address));
-            own.min().map(|(_, address)| address)
-        };
-        let by_default = || {
-            let all = interfaces.values();
-            let leading = all.filter(|one| one.has_default && is_outer(one));
-            let all = leading.flat_map(|one| &one.addresses);
-            all.filter(|address| fits(address) && is_global(**address))
-                .min()
-                .copied()
-        };
-        given.or_else(inside).or_else(by_default)
-    };
-    [true, false].into_iter().filter_map(of_family).collect()
+    let v4_first = given.is_none_or(|address| address.is_ipv4());
+    let families = [v4_first, !v4_first];
+    let certain = families.iter().filter_map(|is_v4| {
+        let fits = |address: &IpAddr| address.is_ipv4() == *is_v4;
+        let inside = || inside(interfaces, prefixes).find(fits);
+        given.filter(fits).or_else(inside)
+    });
+    let certain: Vec<IpAddr> = certain.collect();
+    // A site without prefixes, or of which nothing is known yet, has no network to be found in.
+    if !certain.is_empty() || prefixes.own.is_empty() {
+        return certain;
+    }
+    let by_default = families.iter().filter_map(|is_v4| {
+        let all = interfaces.values();
+        let leading = all.filter(|one| one.has_default && is_outer(one));
+        let all = leading.flat_map(|one| &one.addresses).copied();
+        all.filter(|address| address.is_ipv4() == *is_v4 && is_global(*address))
+            .min()
+    });
+    by_default.collect()
+}
+
+/// The best of each family first: a bridge of containers may have an address of the site too.
+fn inside(
+    interfaces: &BTreeMap<u32, Interface>,
+    prefixes: &Prefixes,
+) -> impl Iterator<Item = IpAddr> {
+    let all = interfaces.values().flat_map(|one| {
+        let addresses = one.addresses.iter();
+        addresses.map(move |address| (!is_outer(one), *address))
+    });
+    let mut own: Vec<_> = all.filter(|(_, own)| prefixes.is_own(*own)).collect();
+    own.sort_unstable();
+    own.into_iter().map(|(_, address)| address)
 }
 
 /// Those by which a router is reached first.
@@ -187,5 +199,38 @@ mod tests {
         interfaces.retain(|index, _| *index == 1);
         let outside: IpAddr = [198, 51, 100, 1].into();
         assert_eq!(lan(None, &interfaces), [outside]);
+    }
+
+    #[test]
+    fn an_uplink_is_no_lan_address_beside_one_inside_the_site() {
+        let prefixes = |own: &str| Prefixes {
+            own: vec![own.parse().unwrap()],
+            others: Vec::new(),
+        };
+        let eth0 = interface("eth0", None, true, &["198.51.100.1", "2001:db8::1"]);
+        let eth1 = interface("eth1", None, false, &["10.1.0.3", "fd00:1::3"]);
+        let interfaces = BTreeMap::from([(1, eth0), (2, eth1)]);
+        let lan = |given: Option<&str>, own: &str| {
+            let given = given.map(|text| text.parse().unwrap());
+            let found = lan_addresses(given, &interfaces, &prefixes(own));
+            let found: Vec<String> = found.iter().map(IpAddr::to_string).collect();
+            found.join(" ")
+        };
+        assert_eq!(lan(None, "fd00:1::/48"), "fd00:1::3");
+        assert_eq!(lan(Some("fd00:1::3"), "fd00:1::/48"), "fd00:1::3");
+        assert_eq!(lan(None, "10.1.0.0/16"), "10.1.0.3");
+        assert_eq!(lan(Some("fd00:1::3"), "10.1.0.0/16"), "fd00:1::3 10.1.0.3");
+        // The site's prefixes may be those of its pods alone.
+        assert_eq!(lan(None, "10.9.0.0/16"), "198.51.100.1 2001:db8::1");
+    }
+
+    #[test]
+    fn before_a_prefix_is_known_only_what_was_given_is_a_lan_address() {
+        let eth0 = interface("eth0", None, true, &["198.51.100.1"]);
+        let interfaces = BTreeMap::from([(1, eth0)]);
+        let nothing = Prefixes::default();
+        assert!(lan_addresses(None, &interfaces, &nothing).is_empty());
+        let given = Some([10, 1, 0, 3].into());
+        assert_eq!(lan_addresses(given, &interfaces, &nothing).len(), 1);
     }
 }

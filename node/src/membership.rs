@@ -1,7 +1,8 @@
 //! Whether this node is one of the mesh at all, and what its log says when it is not.
 
 use crate::follow::{BrokerState, Problem, View};
-use proto::ledger::Standing;
+use crate::status;
+use proto::ledger::{PrefixState, SitePrefix, Standing};
 use proto::message::Refusal;
 
 /// Before the ledger has come, and once it has put this node out, nothing can be carried.
@@ -26,6 +27,22 @@ fn says_put_out(problem: &Problem) -> bool {
         return false;
     };
     matches!(refusal, Refusal::Revoked | Refusal::SiteRevoked)
+}
+
+/// A site of which no prefix is in force: whatever comes from it, all others drop.
+pub fn without_prefix(view: &View) -> Option<status::Problem> {
+    let in_force = |one: &SitePrefix| one.site == view.site && one.state == PrefixState::Owned;
+    let is_without = view.standing == Standing::Good && !view.prefixes.iter().any(in_force);
+    let site = &view.site;
+    is_without.then(|| status::Problem {
+        what: format!(
+            "this site, {site}, has no prefix in force: other sites take nothing from it, and nothing is sent to it"
+        ),
+        next: format!(
+            "give it one where the authority is: `causeway site add-prefix {site} PREFIX`; `causeway site show {site}` tells what became of those it had"
+        ),
+        stops: true,
+    })
 }
 
 /// What the log has said of it.

@@ -19,6 +19,7 @@ use crate::netlink::{nexthop, route};
 use crate::problem::Problem;
 use crate::settings::{Kernel, Settings};
 use crate::sysctl::Memory;
+use crate::wanted::Way;
 
 use see::Seen;
 
@@ -136,10 +137,11 @@ impl Drop for Handle {
     }
 }
 
-/// Whether an earlier run has left routes.
+/// Whether an earlier run has left routes that lead somewhere: those that only close say nothing.
 pub fn has_routes() -> bool {
+    let leads = |way: &Way| !matches!(way, Way::Unreachable);
     let listed = Requests::new().map(|raw| route::list(&raw, &BTreeMap::new()));
-    matches!(listed, Ok(Ok(routes)) if !routes.is_empty())
+    matches!(listed, Ok(Ok(routes)) if routes.values().any(leads))
 }
 
 pub(crate) fn need_privilege() -> Result<(), StartError> {

@@ -146,6 +146,15 @@ pub fn table(facts: &Facts, devices: &Devices, settings: &Settings) -> Table {
         Exit::Tunnel(tunnel) => gateway::chains(facts, tunnel, devices, settings),
         Exit::Gateways(gateways) => agent::chains(gateways, devices, settings),
     };
+    with_sets(chains, facts)
+}
+
+/// Without a way out: nothing of the mesh leaves, before there is a daemon that knows where to.
+pub fn closed(facts: &Facts, settings: &Settings) -> Table {
+    with_sets(vec![leaving(vec![], settings)], facts)
+}
+
+fn with_sets(chains: Vec<Chain>, facts: &Facts) -> Table {
     let terms = chains.iter().flat_map(|chain| &chain.rules);
     let asked: BTreeSet<SetName> = terms
         .flat_map(|rule| &rule.0)
@@ -277,11 +286,14 @@ fn sources(rules: Vec<Rule>) -> Chain {
 
 /// Disjoint and apart, as a set of intervals must be.
 pub(crate) fn spans(prefixes: &[IpNetwork], family: Family) -> BTreeSet<Span> {
-    let mut all: Vec<Span> = prefixes
+    let of_family = prefixes
         .iter()
-        .filter(|prefix| Family::of(prefix.network_address()) == family)
-        .map(|prefix| Span::of(*prefix))
-        .collect();
+        .filter(|prefix| Family::of(prefix.network_address()) == family);
+    merged(of_family.map(|prefix| Span::of(*prefix)).collect())
+}
+
+/// All of one family.
+pub(crate) fn merged(mut all: Vec<Span>) -> BTreeSet<Span> {
     all.sort();
     let mut merged: Vec<Span> = vec![];
     for span in all {

@@ -6,6 +6,7 @@
 
 mod agent;
 mod cleanup;
+mod close;
 pub mod diff;
 pub mod facts;
 pub mod guard;
@@ -25,6 +26,7 @@ pub mod wanted;
 
 pub use agent::{Handle, StartError, has_routes, start};
 pub use cleanup::{Cleaned, CleanupError, cleanup};
+pub use close::{CloseError, Closed, close};
 pub use lock::Holder;
 pub use netlink::translation::translate_behind;
 pub use problem::Problem;

@@ -20,6 +20,8 @@ use crate::wanted::Sysctl;
 const DIRECTORY: &str = "/run/causeway/kernel";
 const FORWARD_V4: &str = "net/ipv4/ip_forward";
 const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
+/// What only gateways need.
+pub(crate) const FORWARDING: [&str; 2] = [FORWARD_V4, FORWARD_V6];
 
 /// What was there before us, in the order in which it is put back.
 #[derive(Debug)]

@@ -130,10 +130,10 @@ impl Mesh {
                 .iter()
                 .enumerate()
                 .filter(|(index, _)| *index != at);
-            let numbers: Vec<u8> = others.map(|(_, other)| other.number).collect();
+            let prefixes: Vec<String> = others.flat_map(|(_, other)| other.prefixes()).collect();
             for gateway in site.gateways.iter().filter(|one| one.is_running()) {
                 gateway.wait_until_ready(PATIENCE)?;
-                let knows = || knows(&gateway.namespace, &numbers).unwrap_or(false);
+                let knows = || knows(&gateway.namespace, &prefixes).unwrap_or(false);
                 wait_for("a gateway's kernel knows all prefixes", PATIENCE, knows)?;
             }
         }
@@ -276,13 +276,14 @@ impl Mesh {
     }
 }
 
-/// Whether all prefixes of these sites are in the table of the mesh.
-fn knows(node: &Namespace, sites: &[u8]) -> Result<bool> {
+/// Whether all these prefixes are in the table of the mesh.
+fn knows(node: &Namespace, prefixes: &[String]) -> Result<bool> {
     let routes = node.sh("ip -4 route show table 7100; ip -6 route show table 7100")?;
-    let has = |prefix: String| routes.lines().any(|line| line.starts_with(&prefix));
-    Ok(sites.iter().all(|number| {
-        has(format!("10.{number}.0.0/16 ")) && has(format!("fd00:0:{number:x}::/48 "))
-    }))
+    let has = |prefix: &String| {
+        let line = format!("{prefix} ");
+        routes.lines().any(|one| one.starts_with(&line))
+    };
+    Ok(prefixes.iter().all(has))
 }
 
 /// How many times a bar is tried: every one of 30 runs counts where `CAUSEWAY_ROUNDS=30` asks for

@@ -29,7 +29,7 @@ impl Kernel {
 pub(crate) struct Metrics(pub(crate) Option<SocketAddr>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Fwmark(u32, u32);
+pub(crate) struct Fwmark(pub(crate) u32, pub(crate) u32);
 
 pub(crate) fn lan_address(text: &str) -> Result<IpAddr, String> {
     text.parse()
@@ -58,7 +58,7 @@ fn priority(text: &str) -> Result<u32, String> {
     }
 }
 
-fn fwmark(text: &str) -> Result<Fwmark, String> {
+pub(crate) fn fwmark(text: &str) -> Result<Fwmark, String> {
     let wrong = || "a value and a mask, like 0x1000/0x1000".to_owned();
     let (value, mask) = text.split_once('/').unwrap_or((text, text));
     let (value, mask) = (

@@ -8,6 +8,7 @@ use std::time::Duration;
 use node::addresses::{Prefixes, lan_addresses};
 use node::cloud::Place;
 use node::follow::View;
+use node::membership::without_prefix;
 use node::netlink::interfaces::{Interface, interfaces};
 use node::state::Membership;
 use node::status::Problem;
@@ -38,6 +39,7 @@ pub(super) enum Found {
 pub(super) struct Whereabouts {
     known: Known,
     prefixes: Prefixes,
+    without_prefix: Option<Problem>,
     endpoints: Vec<String>,
     /// The last good answer for each name.
     resolved: BTreeMap<String, Vec<SocketAddr>>,
@@ -77,6 +79,7 @@ impl Whereabouts {
         Whereabouts {
             known,
             prefixes: Prefixes::default(),
+            without_prefix: None,
             endpoints: options.endpoints.clone(),
             resolved: BTreeMap::new(),
             unresolved: BTreeMap::new(),
@@ -162,6 +165,7 @@ impl Whereabouts {
 
     pub(super) fn handle_prefixes(&mut self, view: &View) {
         self.prefixes = Prefixes::of(view);
+        self.without_prefix = without_prefix(view);
         self.choose();
     }
 
@@ -266,7 +270,8 @@ impl Whereabouts {
                 ),
                 "give with --endpoint an address by which this gateway is reached from outside",
             ));
-        unresolved.chain(foreign).collect()
+        let without_prefix = self.without_prefix.iter().cloned();
+        without_prefix.chain(unresolved).chain(foreign).collect()
     }
 }
 

@@ -9,10 +9,12 @@ use super::see::Seen;
 use super::{Agent, tun};
 use crate::facts::{Exit, Facts, Mode, Neighbour};
 use crate::guard::{Span, spans};
+use crate::netlink::link::Link;
 use crate::netlink::{Refused, route};
 use crate::plan::{self, Ground, overlap, refusal as cut_off};
 use crate::problem::Problem;
-use crate::settings::{Kernel, VXLAN_DEVICE};
+use crate::settings::{ALIAS, Kernel, VXLAN_DEVICE};
+use crate::sysctl::{self, Memory};
 use crate::wanted::{Family, Vxlan};
 
 /// The facts without addresses that this node does not have: the kernel refuses routes with them.
@@ -172,6 +174,7 @@ pub(super) fn refusal(refused: &Refused) -> Problem {
 impl Agent {
     pub(super) fn check_others(&mut self, facts: &Facts, seen: &Seen, problems: &mut Vec<Problem>) {
         check_overlaps(facts, seen, problems);
+        problems.extend(self.left_by_gateway(facts, seen));
         match self.check_tables() {
             Ok(found) => problems.extend(found),
             Err(refused) => tracing::debug!(%refused, "foreign routes are not judged"),
@@ -190,6 +193,31 @@ impl Agent {
                 "load the module nf_tables; until then two of three guards against sending in clear are in place",
             )),
         }
+    }
+
+    /// An agent makes no tunnel and forwards nothing. What it finds of that it leaves alone: somebody
+    /// else may have come to rely on it meanwhile.
+    fn left_by_gateway(&self, facts: &Facts, seen: &Seen) -> Option<Problem> {
+        facts.gateways()?;
+        let ours = |(name, link): &(&String, &Link)| {
+            *name != VXLAN_DEVICE && link.alias.as_deref() == Some(ALIAS)
+        };
+        let tunnels = seen.links.iter().filter(ours);
+        let tunnels = tunnels.map(|(name, _)| format!("the interface {name}"));
+        let kept = self.memory.iter().flat_map(Memory::to_restore);
+        let forwarding = kept.filter(|kept| sysctl::FORWARDING.contains(&kept.key.as_str()));
+        let forwarding =
+            forwarding.map(|kept| format!("{}={}", kept.key.replace('/', "."), kept.set));
+        let left: Vec<String> = tunnels.chain(forwarding).collect();
+        (!left.is_empty()).then(|| {
+            Problem::new(
+                format!(
+                    "this machine was a gateway before, and of that is left: {}",
+                    left.join(", ")
+                ),
+                "stop this agent, run `causeway cleanup`, and start it again; nothing of the mesh passes meanwhile",
+            )
+        })
     }
 
     /// Rules before ours that lead to a table with a route for a mesh prefix.

@@ -10,7 +10,7 @@ use super::request::{Message, Requests, address, attributes, byte, number, short
 use super::{Refused, unless};
 use crate::diff::Change;
 use crate::settings::PROTOCOL;
-use crate::wanted::{Family, Hop, Place, To, Way};
+use crate::wanted::{Family, Hop, Place, To, Way, route_line};
 
 pub(super) const RTM_NEWROUTE: u16 = 24;
 pub(super) const RTM_DELROUTE: u16 = 25;
@@ -103,6 +103,16 @@ fn request(change: &Change, of: &Indexes) -> Option<(Message, u16)> {
         | Change::AddRule(_)
         | Change::RemoveRule(_) => None,
     }
+}
+
+pub(crate) fn replace(
+    raw: &Requests,
+    place: &Place,
+    way: &Way,
+    of: &Indexes,
+) -> Result<(), Refused> {
+    let what = || format!("route replace {}", route_line(place, way));
+    raw.change(what, build(place, way, of), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
 pub(crate) fn remove(raw: &Requests, place: &Place) -> Result<(), Refused> {

@@ -33,6 +33,8 @@ pub(super) struct Gateways {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeftOut {
     NoLanAddress,
+    /// This node has none of its family.
+    OtherFamily(IpAddr),
     /// It would be this node itself.
     OurAddress,
     BadKey,
@@ -62,6 +64,9 @@ impl Gateways {
                 (_, None) => gateways.left_out.push((name, LeftOut::BadKey)),
                 (Some(lan), _) if place.is_own(lan) => {
                     gateways.left_out.push((name, LeftOut::OurAddress));
+                }
+                (Some(lan), _) if !place.has_family_of(lan) => {
+                    gateways.left_out.push((name, LeftOut::OtherFamily(lan)));
                 }
                 (Some(lan), Some(key)) => {
                     gateways.all.insert(*identity, Gateway { name, lan, key });

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use node::addresses::{Prefixes, lan_addresses};
 use node::follow::View;
+use node::membership::without_prefix;
 use node::netlink::interfaces::{Interface, interfaces};
 use node::status::Problem;
 use tokio::sync::mpsc;
@@ -22,6 +23,9 @@ pub(super) struct Place {
     given: Option<IpAddr>,
     interfaces: BTreeMap<u32, Interface>,
     prefixes: Prefixes,
+    /// Nothing is known of the mesh yet, or the site has no prefix: there is no telling where its
+    /// network is.
+    blind: Option<Vec<Problem>>,
     lan: Vec<IpAddr>,
     finding: mpsc::Sender<Found>,
     /// Looks happen there.
@@ -41,6 +45,7 @@ impl Place {
             given,
             interfaces: BTreeMap::new(),
             prefixes: Prefixes::default(),
+            blind: Some(Vec::new()),
             lan: Vec::new(),
             finding,
             background,
@@ -65,6 +70,12 @@ impl Place {
         self.lan.get(1).copied()
     }
 
+    /// Whether there is an address to speak with it from, if there is any.
+    pub(super) fn has_family_of(&self, other: IpAddr) -> bool {
+        let mut all = self.lan.iter();
+        self.lan.is_empty() || all.any(|own| own.is_ipv4() == other.is_ipv4())
+    }
+
     /// Whether it is reached without a router.
     pub(super) fn is_near(&self, other: IpAddr) -> bool {
         let fits = |own: &&IpAddr| own.is_ipv4() == other.is_ipv4();
@@ -87,6 +98,9 @@ impl Place {
 
     pub(super) fn handle_prefixes(&mut self, view: &View) -> bool {
         self.prefixes = Prefixes::of(view);
+        let without = without_prefix(view);
+        let is_blind = without.is_some() || self.prefixes.own.is_empty();
+        self.blind = is_blind.then(|| without.into_iter().collect());
         self.choose()
     }
 
@@ -137,6 +151,9 @@ impl Place {
     }
 
     pub(super) fn problems(&self) -> Vec<Problem> {
+        if let Some(blind) = &self.blind {
+            return blind.clone();
+        }
         let Some(own) = self.own() else {
             return vec![Problem {
                 what: "this node has no address in its site's network".to_owned(),
@@ -151,7 +168,7 @@ impl Place {
                 stops: true,
             }];
         }
-        let is_inside = self.prefixes.own.is_empty() || self.prefixes.is_own(own);
+        let is_inside = self.prefixes.is_own(own);
         let outside = (!is_inside).then(|| Problem {
             what: format!(
                 "{own}, this node's address, is in no prefix of its site: other sites take nothing from it"

@@ -57,7 +57,11 @@ impl Daemon {
             ),
             LeftOut::OurAddress => Problem::new(
                 format!("gateway {name} of this site is not used: its record names an address of this very node"),
-                "give the two different addresses with --address, or stop the one that was copied",
+                format!("if this machine was that gateway before: `causeway node revoke {name}`; if not, give the two different addresses with --address, or stop the one that was copied"),
+            ),
+            LeftOut::OtherFamily(lan) => Problem::new(
+                format!("gateway {name} of this site is not used: its record names {lan}, and this node has no {} address in the site's network", if lan.is_ipv4() { "IPv4" } else { "IPv6" }),
+                "give both an address of one family; --address says which of its two is named first",
             ),
             LeftOut::BadKey => Problem::new(
                 format!("gateway {name} of this site is not used: its key is one that anybody could have"),

@@ -44,6 +44,8 @@ pub struct Daemon {
     pub state: PathBuf,
     pub runtime: PathBuf,
     pub lan: IpAddr,
+    /// Whether it is given its address or finds it.
+    pub is_told_address: bool,
     /// More of the command line.
     pub arguments: Vec<String>,
     process: Option<Process>,
@@ -67,6 +69,7 @@ impl Daemon {
             role,
             namespace,
             lan,
+            is_told_address: true,
             arguments: Vec::new(),
             process: None,
         }
@@ -87,8 +90,10 @@ impl Daemon {
             .arg(&self.state)
             .arg("--runtime-dir")
             .arg(&self.runtime)
-            .args(["--address", &self.lan.to_string()])
             .args(&self.arguments);
+        if self.is_told_address {
+            command.args(["--address", &self.lan.to_string()]);
+        }
         let begin = Instant::now();
         self.process = Some(self.namespace.spawn(command)?);
         Ok(Start(begin))

@@ -38,6 +38,8 @@ pub struct Layout {
     pub plan: Plan,
     pub agents: usize,
     pub lan: Lan,
+    /// Its prefix of IPv6 is all that is granted; its machines have IPv4 as well, and their way out.
+    pub only_v6: bool,
 }
 
 impl Plan {
@@ -58,6 +60,7 @@ impl Plan {
             plan: self,
             agents,
             lan: Lan::One,
+            only_v6: false,
         }
     }
 }
@@ -65,6 +68,13 @@ impl Plan {
 impl Layout {
     pub const fn over(self, lan: Lan) -> Layout {
         Layout { lan, ..self }
+    }
+
+    pub const fn only_v6(self) -> Layout {
+        Layout {
+            only_v6: true,
+            ..self
+        }
     }
 
     /// The third octet of the workers' addresses.

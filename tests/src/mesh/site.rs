@@ -84,7 +84,8 @@ impl Site {
                 worker.sh(&format!("ip route add default via {route}"))?;
             }
             let name = format!("a{number}{}", index + 1);
-            let daemon = Daemon::new(mesh, (Role::Agent, name), worker, lan);
+            let own = if self.layout.only_v6 { lan6 } else { lan };
+            let daemon = Daemon::new(mesh, (Role::Agent, name), worker, own);
             self.agents.push(AgentNode::new(daemon, lan6));
         }
         Ok(())
@@ -106,9 +107,13 @@ impl Site {
         let nat = self.layout.plan.nat;
         let (outer, gate) = wire(lab, router, &namespace, number, (index, nat))?;
         namespace.run("ip", &["route", "add", "default", "via", &gate])?;
-        let lan = Ipv4Addr::new(10, number, 0, index as u8);
+        let lan: IpAddr = if self.layout.only_v6 {
+            format!("fd00:0:{number:x}::{index:x}").parse()?
+        } else {
+            Ipv4Addr::new(10, number, 0, index as u8).into()
+        };
         let name = (Role::Gateway, format!("g{number}{index}"));
-        let daemon = Daemon::new(mesh, name, namespace, lan.into());
+        let daemon = Daemon::new(mesh, name, namespace, lan);
         Ok(GatewayNode::new(daemon, outer))
     }
 
@@ -184,12 +189,15 @@ impl Site {
 
     /// A token for all of its machines.
     pub fn token(&self, mesh: &Mesh) -> Result<String> {
-        let number = self.number;
-        let uses = self.gateways.len() + self.agents.len();
-        let cidr6 = format!("--cidr=fd00:0:{number:x}::/48");
-        let more = ["--uses", &uses.to_string(), &cidr6];
-        let prefix = format!("10.{number}.0.0/16");
-        mesh.trust.token(&self.name, &prefix, &more)
+        let uses = (self.gateways.len() + self.agents.len()).to_string();
+        let prefixes = self.prefixes();
+        let cidrs: Vec<String> = prefixes[1..]
+            .iter()
+            .map(|more| format!("--cidr={more}"))
+            .collect();
+        let mut more = vec!["--uses", &uses];
+        more.extend(cidrs.iter().map(String::as_str));
+        mesh.trust.token(&self.name, &prefixes[0], &more)
     }
 
     pub fn worker_address(&self) -> IpAddr {
@@ -212,6 +220,17 @@ impl Site {
 
     fn ways_out(&self) -> [IpAddr; 2] {
         [self.address(254), self.address6(0xfe)]
+    }
+
+    /// The prefixes that its token grants.
+    pub(super) fn prefixes(&self) -> Vec<String> {
+        let v4 = format!("10.{}.0.0/16", self.number);
+        let v6 = format!("fd00:0:{:x}::/48", self.number);
+        if self.layout.only_v6 {
+            vec![v6]
+        } else {
+            vec![v4, v6]
+        }
     }
 
     /// All machines of it with their addresses of both families.
