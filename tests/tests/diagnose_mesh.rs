@@ -40,6 +40,10 @@ fn of<'a>(checks: &'a [Value], name: &str, result: &str) -> Vec<&'a Value> {
 }
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one gateway's machine is made worse step by step"
+)]
 fn a_gateway_behind_a_nat_is_looked_at_from_broker_to_path() {
     if skip("a_gateway_behind_a_nat", &["nft", "iptables"]) {
         return;
