@@ -61,6 +61,8 @@ pub struct Health {
     own: Own,
     tag: Tag,
     mode: Mode,
+    /// Probes have had their routes for long enough.
+    is_proven: bool,
     other_lan: Option<IpAddr>,
     gateways: BTreeMap<PublicKey, Gateway>,
     by_tag: HashMap<Tag, PublicKey>,
@@ -81,6 +83,7 @@ impl Health {
             tag: tag_of(&own.identity),
             own,
             mode: Mode::Undecided,
+            is_proven: false,
             other_lan: None,
             gateways: BTreeMap::new(),
             by_tag: HashMap::new(),
@@ -124,6 +127,15 @@ impl Health {
                 gateway.handle_mode(now);
             }
             self.act(now);
+        }
+    }
+
+    /// Whether the kernel has had the routes of probes for long enough that a probe without an
+    /// answer says something of the way.
+    pub fn set_proven(&mut self, is_proven: bool, now: Duration) {
+        if is_proven != self.is_proven {
+            self.is_proven = is_proven;
+            self.settle(now);
         }
     }
 
@@ -267,6 +279,9 @@ impl Health {
     }
 
     fn settle(&mut self, now: Duration) {
+        for gateway in self.gateways.values_mut() {
+            self.is_old |= gateway.look_at_way(self.mode, self.is_proven);
+        }
         let was_late = self.returning.is_some_and(|until| now >= until);
         if !self.is_old && !was_late {
             return;

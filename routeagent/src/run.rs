@@ -409,6 +409,7 @@ impl Daemon {
 
     /// After every input: what has changed is told, and what waits is sent.
     async fn settle(&mut self) {
+        self.health.set_proven(self.is_proven, boottime());
         self.is_old |= self.health.take_change();
         if std::mem::take(&mut self.is_old) {
             self.choice = self.health.choice();

@@ -72,6 +72,12 @@ pub struct Gateway {
     pub reaches: usize,
     /// Whether packets of other sites pass on the way that is used: `passed`, `failed` or `untried`.
     pub probe: String,
+    /// The same of the site's own network, whichever way is used.
+    pub direct: String,
+    /// And of VXLAN, which is tried only while it is used.
+    pub vxlan: String,
+    /// Whether its kernel does what it has to, as it says itself.
+    pub forwards: bool,
     pub last_heard_s: Option<u64>,
     pub held_down: bool,
     /// Whether packets of a site are sent to it now.

@@ -382,3 +382,38 @@ fn what_was_recorded_and_is_sent_again_moves_nothing() {
     let at_home = |one: &&super::AgentStatus| one.address.unwrap().to_string() != "10.1.200.1";
     assert_eq!(statuses.iter().filter(at_home).count(), 3);
 }
+
+#[test]
+fn a_gateway_that_answers_and_passes_nothing_is_not_used_while_another_does() {
+    let mut world = World::new(2, 1, &["berlin"]);
+    world.gateways[1].passes.clear();
+    world.run(ms(3000));
+    assert_eq!(
+        world.first(0),
+        [0, 1],
+        "the routes of probes may be missing"
+    );
+    world.prove(0, true);
+    until_used(&mut world, &[0], ms(1));
+    // What is known stays known while the kernel is told of something else.
+    world.prove(0, false);
+    world.run(ms(1500));
+    assert_eq!(world.first(0), [0]);
+    world.prove(0, true);
+    world.gateways[0].passes.clear();
+    until_used(&mut world, &[0, 1], ms(13_000));
+    world.gateways[1].passes = [ProbeBy::Direct, ProbeBy::Vxlan].into();
+    until_used(&mut world, &[1], ms(13_000));
+}
+
+#[test]
+fn a_gateway_whose_kernel_fails_is_used_last() {
+    let mut world = World::new(2, 1, &["berlin"]);
+    world.run(ms(1000));
+    world.forwards(0, false);
+    until_used(&mut world, &[1], ms(60));
+    world.forwards(1, false);
+    until_used(&mut world, &[0, 1], ms(60));
+    world.forwards(0, true);
+    until_used(&mut world, &[0], ms(60));
+}

@@ -37,6 +37,18 @@ use taken::{Taken, taken};
 /// each part.
 const PARTS_APART: Duration = Duration::from_millis(50);
 
+/// A problem of the kernel that is mended sooner is not worth moving all flows for.
+const STOPS_AFTER: Duration = Duration::from_secs(1);
+
+/// How this host's kernel does.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel {
+    /// It does what it was told, or it is known why not.
+    pub(super) is_applied: bool,
+    /// Something in it stops traffic.
+    pub(super) stops: bool,
+}
+
 /// What both the event loop and the task have.
 struct Shared {
     agents: Mutex<Agents>,
@@ -49,7 +61,10 @@ pub(super) struct Hellos {
     lan: watch::Sender<Vec<IpAddr>>,
     failed: watch::Receiver<Vec<Failed>>,
     task: JoinHandle<()>,
-    /// Once it does, it goes on doing so whatever comes to be programmed next.
+    /// Our kernel has been in line with what it was told; it stays so whatever comes next.
+    was_applied: bool,
+    /// Since when it has had a problem that stops traffic.
+    stopped: Option<Duration>,
     forwards: bool,
     next_table: Duration,
     is_table_old: bool,
@@ -89,6 +104,8 @@ impl Hellos {
             shared,
             lan,
             failed,
+            was_applied: false,
+            stopped: None,
             forwards: false,
             next_table: Duration::ZERO,
             is_table_old: true,
@@ -147,19 +164,25 @@ impl Hellos {
         self.is_table_old = true;
     }
 
-    /// What is not urgent. `forwards`: our kernel does what it was told.
+    /// What is not urgent. A gateway whose kernel has a problem still tells what it reaches: agents
+    /// take it last, and one that is the only one does what it can.
     pub(super) fn sweep(
         &mut self,
-        forwards: bool,
+        kernel: Kernel,
         carriers: &Carriers,
         mtus: &BTreeMap<PublicKey, u16>,
         now: Duration,
     ) {
-        if forwards && !self.forwards {
-            (self.forwards, self.is_table_old) = (true, true);
-        }
+        self.was_applied |= kernel.is_applied;
+        self.stopped = kernel.stops.then(|| self.stopped.unwrap_or(now));
+        let stops = self
+            .stopped
+            .is_some_and(|since| now.saturating_sub(since) >= STOPS_AFTER);
+        let forwards = self.was_applied && !stops;
+        self.is_table_old |= forwards != self.forwards;
+        self.forwards = forwards;
         if self.is_table_old && now >= self.next_table {
-            let sites = if self.forwards {
+            let sites = if self.was_applied {
                 sites(carriers, mtus)
             } else {
                 Vec::new()

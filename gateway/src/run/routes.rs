@@ -11,6 +11,7 @@ use proto::ledger::Standing;
 use routeagent::facts::Facts;
 use tokio::sync::watch;
 
+use super::agents::Kernel;
 use super::{Daemon, Error, Options};
 use crate::links::Carriers;
 use crate::roster::{self, Tunnel};
@@ -68,6 +69,14 @@ impl Routes {
             .is_some_and(|facts| self.agent.has_applied(facts))
     }
 
+    /// As agents are told.
+    fn kernel(&self) -> Kernel {
+        Kernel {
+            is_applied: self.are_applied(),
+            stops: self.agent.problems().borrow().iter().any(|one| one.stops),
+        }
+    }
+
     pub(super) fn problems(&self) -> Vec<Problem> {
         let problems = self.agent.problems().borrow().clone();
         let shown = problems.into_iter().map(|problem| Problem {
@@ -100,7 +109,7 @@ impl Daemon {
             self.hellos.handle_lan(self.whereabouts.lan());
             self.hellos.handle_sites();
         }
-        let forwards = self.routes.are_applied();
-        self.hellos.sweep(forwards, carriers, &self.mtus, now);
+        let kernel = self.routes.kernel();
+        self.hellos.sweep(kernel, carriers, &self.mtus, now);
     }
 }

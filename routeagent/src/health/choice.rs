@@ -112,6 +112,8 @@ pub(super) struct Standing<'a> {
     pub(super) did_answer: bool,
     /// It told all it reaches, or had time to answer.
     pub(super) is_known: bool,
+    /// Its kernel does not forward, as it says itself, or probes of the way in use found so.
+    pub(super) fails: bool,
     pub(super) is_leaving: bool,
     pub(super) is_held: bool,
     pub(super) sites: Option<&'a BTreeMap<SiteHash, Site>>,
@@ -158,13 +160,13 @@ pub(super) fn decide(standings: &[(PublicKey, Standing<'_>)], before: &Decision)
     }
 }
 
-type Rank = (bool, bool, bool);
+type Rank = (bool, bool, bool, bool);
 
 fn best(standings: &[(PublicKey, Standing<'_>)]) -> BTreeMap<SiteHash, SiteChoice> {
     let mut found: BTreeMap<SiteHash, (Rank, SiteChoice)> = BTreeMap::new();
     for (who, one) in standings.iter().filter(|(_, one)| one.answers) {
         for (hash, site) in one.sites.into_iter().flatten() {
-            let rank = (one.is_leaving, one.is_held, site.by_sibling);
+            let rank = (one.fails, one.is_leaving, one.is_held, site.by_sibling);
             let mtu = site.mtu.max(LEAST_MTU);
             let entry = found
                 .entry(*hash)

@@ -69,6 +69,8 @@ pub(super) struct Gateway {
     vxlan: Trial,
     other: Other,
     was_known: bool,
+    /// Probes have found that the way in use does not pass.
+    fails: bool,
     /// It told all it reaches, once.
     did_answer: bool,
 }
@@ -131,6 +133,7 @@ impl Gateway {
             vxlan: Trial::default(),
             other: Other::default(),
             was_known: false,
+            fails: false,
             did_answer: false,
         }
     }
@@ -187,7 +190,9 @@ impl Gateway {
         self.table.handle_version(answer.table);
         let is_back = is_fresh && self.handle_heard(answer.to.number, sent, now);
         let is_other = former.is_none_or(|former| {
-            former.leaving != remote.leaving || former.other_lan != remote.other_lan
+            former.leaving != remote.leaving
+                || former.forwards != remote.forwards
+                || former.other_lan != remote.other_lan
         });
         let leaves = remote.leaving && !former.is_some_and(|former| former.leaving);
         if !is_same_boot || leaves {
@@ -299,10 +304,7 @@ impl Gateway {
             table,
             parts,
             mode: says.mode,
-            passes: match says.mode {
-                Mode::Undecided | Mode::Direct => self.direct.health().passed,
-                Mode::Vxlan => self.vxlan.health().passed,
-            },
+            passes: self.passes(says.mode),
             other_lan: says.other_lan,
             shows_other: false,
         })
@@ -340,6 +342,23 @@ impl Gateway {
 
     pub(super) fn is_other(&self, from: SocketAddr) -> bool {
         self.other.address() == Some(from)
+    }
+
+    const fn passes(&self, mode: Mode) -> Option<bool> {
+        match mode {
+            Mode::Undecided | Mode::Direct => self.direct.health().passed,
+            Mode::Vxlan => self.vxlan.health().passed,
+        }
+    }
+
+    /// A failure that was found while probes had no route yet says nothing; one that was found
+    /// before stays until one passes. Whether it changed.
+    pub(super) fn look_at_way(&mut self, mode: Mode, is_proven: bool) -> bool {
+        let fails = match self.passes(mode) {
+            Some(true) | None => false,
+            Some(false) => self.fails || is_proven,
+        };
+        std::mem::replace(&mut self.fails, fails) != fails
     }
 
     fn pace(&self) -> Duration {
@@ -429,6 +448,7 @@ impl Gateway {
             answers: self.life.is_heard && self.table.sites().is_some(),
             did_answer: self.did_answer,
             is_known: self.is_known(),
+            fails: self.fails || self.remote.is_some_and(|remote| !remote.forwards),
             is_leaving: self.is_leaving(),
             is_held: self.hold.is_held(now),
             sites: self.table.sites(),

@@ -10,7 +10,7 @@ use proto::ledger::{PrefixState, SitePrefix};
 
 use super::{Daemon, PATIENCE};
 use crate::facts;
-use crate::health::{GatewayHealth, GatewayState};
+use crate::health::{GatewayHealth, GatewayState, ProbeHealth};
 use crate::status::{Gateway, Mode, Status};
 
 impl Daemon {
@@ -108,12 +108,10 @@ impl Daemon {
             state: health.state.name().to_owned(),
             rtt_ms: health.rtt.map(millis),
             reaches: health.reaches,
-            probe: match way.passed {
-                Some(true) => "passed",
-                Some(false) => "failed",
-                None => "untried",
-            }
-            .to_owned(),
+            probe: found(way).to_owned(),
+            direct: found(health.direct).to_owned(),
+            vxlan: found(health.vxlan).to_owned(),
+            forwards: health.forwards,
             last_heard_s: health.last_heard.map(age),
             held_down: health.state == GatewayState::HeldDown,
             carries,
@@ -146,5 +144,14 @@ impl Daemon {
             by_siblings: false,
             mtu: chosen.mtu.filter(|_| counts),
         }
+    }
+}
+
+/// What the probes of one way have found.
+const fn found(way: ProbeHealth) -> &'static str {
+    match way.passed {
+        Some(true) => "passed",
+        Some(false) => "failed",
+        None => "untried",
     }
 }

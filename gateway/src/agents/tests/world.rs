@@ -254,6 +254,21 @@ impl World {
         }
     }
 
+    /// Whether a gateway's kernel does what it has to.
+    pub(super) fn forwards(&mut self, gateway: usize, forwards: bool) {
+        let gateway = &mut self.gateways[gateway];
+        let agents = gateway.agents.as_mut().unwrap();
+        agents.handle_sites(gateway.sites.clone(), forwards);
+    }
+
+    /// Whether an agent's probes have had their routes for long enough.
+    pub(super) fn prove(&mut self, agent: usize, is_proven: bool) {
+        let now = self.now;
+        let health = self.agents[agent].health.as_mut().unwrap();
+        health.set_proven(is_proven, now);
+        self.drain_agent(agent);
+    }
+
     pub(super) fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(next) = self.next().filter(|next| *next <= end) {
