@@ -1,11 +1,12 @@
 //! The loop: facts or the kernel change, the kernel is read, and what differs is put right.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ip_network::IpNetwork;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -62,6 +63,7 @@ pub enum StartError {
 pub struct Handle {
     problems: watch::Receiver<Vec<Problem>>,
     applied: watch::Receiver<Option<Arc<Facts>>>,
+    closed: watch::Receiver<BTreeSet<IpNetwork>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -77,6 +79,7 @@ pub fn start(
     let lock = Lock::take()?;
     let (problems_out, problems) = watch::channel(vec![]);
     let (applied_out, applied) = watch::channel(None);
+    let (closed_out, closed) = watch::channel(BTreeSet::new());
     let (stop, stopped) = oneshot::channel();
     let (ready_out, ready) = std::sync::mpsc::channel();
     let thread = std::thread::Builder::new()
@@ -91,7 +94,7 @@ pub fn start(
                 Err(error) => return drop(ready_out.send(Err(error.into()))),
             };
             runtime.block_on(async {
-                match Agent::new(settings, facts, (problems_out, applied_out)) {
+                match Agent::new(settings, facts, (problems_out, applied_out, closed_out)) {
                     Ok(agent) => {
                         let _ = ready_out.send(Ok(()));
                         agent.run(stopped).await;
@@ -106,6 +109,7 @@ pub fn start(
     Ok(Handle {
         problems,
         applied,
+        closed,
         stop: Some(stop),
         thread: Some(thread),
     })
@@ -122,6 +126,12 @@ impl Handle {
         applied
             .as_ref()
             .is_some_and(|done| Arc::ptr_eq(done, facts))
+    }
+
+    /// Prefixes that gateways are named for and that still have no way there: none of them has a
+    /// next hop that this kernel can use.
+    pub fn closed(&self) -> watch::Receiver<BTreeSet<IpNetwork>> {
+        self.closed.clone()
     }
 
     /// Ends the watch and leaves the kernel as it is.
@@ -162,6 +172,7 @@ struct Agent {
     facts: watch::Receiver<Option<Arc<Facts>>>,
     problems: watch::Sender<Vec<Problem>>,
     applied: watch::Sender<Option<Arc<Facts>>>,
+    closed: watch::Sender<BTreeSet<IpNetwork>>,
     handle: rtnetlink::Handle,
     raw: Requests,
     kernel: Kernel,
@@ -196,13 +207,14 @@ fn tun(facts: &Facts) -> Option<&str> {
 type Told = (
     watch::Sender<Vec<Problem>>,
     watch::Sender<Option<Arc<Facts>>>,
+    watch::Sender<BTreeSet<IpNetwork>>,
 );
 
 impl Agent {
     fn new(
         settings: Settings,
         facts: watch::Receiver<Option<Arc<Facts>>>,
-        (problems, applied): Told,
+        (problems, applied, closed): Told,
     ) -> Result<Agent, StartError> {
         // Before the first look: nothing may change unseen in between.
         let events = Events::new()?;
@@ -223,6 +235,7 @@ impl Agent {
             facts,
             problems,
             applied,
+            closed,
             handle,
             events,
             nft: Nft::new(),

@@ -16,6 +16,7 @@ mod place;
 mod problems;
 mod report;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::netlink::changes::Changes;
+use ip_network::IpNetwork;
 use node::boottime;
 use node::cloud;
 use node::follow::{self, FollowError, Handle, Timing, View};
@@ -33,8 +35,8 @@ use node::membership::{self, is_member, is_shut_out};
 use node::state::{StateDir, StateError};
 use node::status::Shown;
 use proto::entry::Role;
-use proto::key::WireguardKey;
-use proto::ledger::Standing;
+use proto::key::{PublicKey, WireguardKey};
+use proto::ledger::{PrefixState, SitePrefix, Standing};
 use proto::record::{Capabilities, Presence};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -43,12 +45,12 @@ use tokio::task::JoinHandle;
 
 use crate::StartError;
 use crate::facts::Mode;
-use crate::health::{Choice, Health, Own};
+use crate::health::{Choice, Fallback, GatewayHealth, Health, Own};
 use crate::status::{SOCKET, Status};
 use gateways::Gateways;
 use hellos::Hellos;
 use kept::{Memory, Setting};
-use kernel::{Kernel, Known};
+use kernel::{Kernel, Known, may_be_used};
 use local::{Question, Whom};
 use mode::Choosing;
 use place::{Found, Place};
@@ -218,6 +220,9 @@ struct Daemon {
     view: Arc<View>,
     kernel: Kernel,
     place: Place,
+    /// Those of this node's addresses, told by whether they are IPv4, that prefixes of other sites
+    /// have too.
+    families: BTreeSet<bool>,
     /// Region and zone.
     standing: cloud::Place,
     hellos: Hellos,
@@ -271,6 +276,7 @@ impl Daemon {
             view: first,
             kernel,
             place,
+            families: BTreeSet::new(),
             standing,
             hellos: Hellos::default(),
             gateways,
@@ -401,6 +407,7 @@ impl Daemon {
         let now = boottime();
         self.hellos.handle_addresses(self.place.lan(), now);
         self.health.set_other_lan(self.place.other());
+        self.families = families(&self.view, &self.place);
         self.gateways = Gateways::of(&self.view, self.node.node(), &self.place);
         self.health
             .handle_gateways(&self.gateways.at(&self.place), now);
@@ -434,17 +441,14 @@ impl Daemon {
             let kept = self.memory.mode(&setting);
             self.mode = Choosing::new(self.options.mode, kept);
         }
-        let near = |who: &_| {
-            let gateway = self.gateways.get(who);
-            gateway.is_some_and(|one| self.place.is_near(one.lan))
-        };
         let before = self.mode.used();
-        let mut seen = mode::seen(&self.choice, near);
+        let mut seen = mode::seen(&self.choice, |who, health| self.where_is(who, health));
         if !self.is_proven {
             // Probes may have found no route.
             seen.iter_mut().for_each(mode::Seen::forget_failures);
         }
-        if self.mode.handle(&seen, now) {
+        let is_blind = self.choice.fallback == Some(Fallback::All);
+        if self.mode.handle(&seen, is_blind, now) {
             let why = self.mode.why().sentence();
             tracing::info!(from = ?before, to = ?self.mode.used(), why, "mode");
         }
@@ -461,6 +465,19 @@ impl Daemon {
             },
             now,
         );
+    }
+
+    fn where_is(&self, who: &PublicKey, health: &GatewayHealth) -> mode::Where {
+        let Some(gateway) = self.gateways.get(who) else {
+            return mode::Where::default();
+        };
+        let other = health.other_lan;
+        let other = other.filter(|other| may_be_used(*other, gateway.lan, &self.place));
+        let has = |v4| gateway.lan.is_ipv4() == v4 || other.is_some_and(|one| one.is_ipv4() == v4);
+        mode::Where {
+            is_near: self.place.is_near(gateway.lan),
+            lacks_family: self.families.iter().any(|v4| !has(*v4)),
+        }
     }
 
     fn tell(&self) {
@@ -574,6 +591,18 @@ impl Daemon {
         let _told = tokio::time::timeout(BROKERS, self.node.stop()).await;
         tracing::info!("stopped");
     }
+}
+
+fn families(view: &View, place: &Place) -> BTreeSet<bool> {
+    let in_force = |one: &&SitePrefix| one.state == PrefixState::Owned && one.site != view.site;
+    let all = view.prefixes.iter().filter(in_force);
+    let all: BTreeSet<bool> = all.map(|one| is_v4(one.prefix)).collect();
+    let own = place.lan().iter().map(IpAddr::is_ipv4);
+    own.filter(|v4| all.contains(v4)).collect()
+}
+
+const fn is_v4(prefix: IpNetwork) -> bool {
+    matches!(prefix, IpNetwork::V4(_))
 }
 
 fn setting(place: &Place, gateways: &Gateways) -> Setting {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
 use ip_network::IpNetwork;
+use proto::key::PublicKey;
 
 use super::see::Seen;
 use super::{Agent, tun};
@@ -78,7 +79,13 @@ pub(super) fn hops(facts: &Facts, ground: &Ground, seen: &Seen, problems: &mut V
         return;
     };
     problems.extend(older(ground));
-    for gateway in gateways.gateways.values() {
+    // Where it is not used it need not be reached.
+    let used: BTreeSet<&PublicKey> = facts.prefixes.values().flat_map(|one| &one.by).collect();
+    let used = gateways
+        .gateways
+        .iter()
+        .filter(|(who, _)| used.contains(who));
+    for (_, gateway) in used {
         problems.extend(match gateways.mode {
             Mode::Direct => not_on_link(gateway, ground, seen),
             Mode::Vxlan => other_family(gateway, facts, ground),
@@ -138,7 +145,7 @@ fn not_on_link(gateway: &Neighbour, ground: &Ground, seen: &Seen) -> Option<Prob
             format!(
                 "gateway {name} at {lan} is in no network of this node: nothing can be sent to it directly"
             ),
-            "use --mode vxlan or auto, or give this node an address in the gateway's network",
+            "use --mode auto or vxlan, or give this node an address in the gateway's network",
         )),
         Some(device) if !seen.found.devices.contains(device) => Some(Problem::new(
             format!("gateway {name} at {lan} is behind {device}, which is down or has no carrier"),

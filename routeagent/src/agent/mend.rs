@@ -1,7 +1,9 @@
 //! What differs is put right, and what cannot be is told.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use ip_network::IpNetwork;
 use tokio::time::Instant;
 
 use super::checks;
@@ -16,7 +18,7 @@ use crate::plan::{self, Ground, plan};
 use crate::problem::Problem;
 use crate::settings::{ALIAS, VXLAN_DEVICE};
 use crate::sysctl;
-use crate::wanted::{Nexthop, Wanted};
+use crate::wanted::{Nexthop, Wanted, Way};
 
 /// What a look has led to.
 pub(super) struct Mended {
@@ -49,6 +51,7 @@ impl Agent {
             ground = self.ground(&usable, &seen);
         }
         let wanted = plan(&usable, &ground, &seen.found, &self.settings);
+        self.tell_closed(&usable, &wanted);
         self.mark_tun(facts, &seen).await;
         let changes = self.changes(&wanted, &seen);
         let wait = match held {
@@ -70,6 +73,15 @@ impl Agent {
             changes,
             usable,
         })
+    }
+
+    fn tell_closed(&self, facts: &Facts, wanted: &Wanted) {
+        let closed = closed(facts, wanted, self.settings.table);
+        self.closed.send_if_modified(|told| {
+            let is_new = *told != closed;
+            *told = closed;
+            is_new
+        });
     }
 
     fn found_guard(&mut self) -> Result<Option<FoundTable>, Refused> {
@@ -346,4 +358,24 @@ impl Agent {
             ));
         }
     }
+}
+
+/// Of an agent: what should be led to gateways and is not.
+fn closed(facts: &Facts, wanted: &Wanted, table: u32) -> BTreeSet<IpNetwork> {
+    let asked = facts.prefixes.iter();
+    let mut closed: BTreeSet<IpNetwork> = asked
+        .filter(|(_, remote)| !remote.by.is_empty())
+        .map(|(prefix, _)| *prefix)
+        .collect();
+    if !closed.is_empty() {
+        for (place, way) in &wanted.routes {
+            match way {
+                Way::Leads { .. } if place.table == table => {
+                    closed.remove(&place.prefix);
+                }
+                Way::Leads { .. } | Way::Unreachable | Way::Strange => {}
+            }
+        }
+    }
+    closed
 }

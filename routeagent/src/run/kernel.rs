@@ -1,8 +1,10 @@
 //! What this node's kernel is told, and what has come of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ip_network::IpNetwork;
 use node::follow::View;
 use node::status::Problem;
 use proto::key::PublicKey;
@@ -127,6 +129,11 @@ impl Kernel {
             .is_some_and(|facts| self.agent.has_applied(facts))
     }
 
+    /// Prefixes that no way leads to, though gateways reach their sites.
+    pub(super) fn closed(&self) -> BTreeSet<IpNetwork> {
+        self.agent.closed().borrow().clone()
+    }
+
     pub(super) fn problems(&self) -> Vec<Problem> {
         let problems = self.agent.problems().borrow().clone();
         let shown = problems.into_iter().map(|problem| Problem {
@@ -145,6 +152,6 @@ impl Kernel {
 
 /// A gateway says this of itself, and it becomes a next hop: it must be a neighbour of the other
 /// family, and not this node.
-fn may_be_used(other: IpAddr, lan: IpAddr, place: &Place) -> bool {
+pub(super) fn may_be_used(other: IpAddr, lan: IpAddr, place: &Place) -> bool {
     other.is_ipv4() != lan.is_ipv4() && place.is_near(other) && !place.is_own(other)
 }

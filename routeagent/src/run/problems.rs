@@ -1,17 +1,22 @@
 //! What a person should look at, and what to do about it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
+use ip_network::IpNetwork;
 use node::status::Problem;
 use proto::lan::PORT;
 use proto::ledger::Standing;
 
 use super::gateways::LeftOut;
 use super::mode::{Asked, is_alive};
-use super::{Daemon, PATIENCE};
+use super::{Daemon, PATIENCE, is_v4};
 use crate::facts::Mode;
 use crate::health::{Fallback, GatewayHealth, GatewayState};
+
+/// By whether they are IPv4.
+const FAMILIES: [(bool, &str); 2] = [(true, "IPv4"), (false, "IPv6")];
 
 impl Daemon {
     /// Of this node and its site; those of the mesh and of brokers come beside them.
@@ -28,6 +33,7 @@ impl Daemon {
         }
         problems.extend(self.silence());
         problems.extend(self.way_problems());
+        problems.extend(self.closed());
         problems
     }
 
@@ -148,6 +154,13 @@ impl Daemon {
         let mode = self.mode.programmed();
         let alive = self.choice.gateways.iter().filter(|(_, one)| is_alive(one));
         let problems = alive.filter_map(|(_, one)| match mode {
+            Mode::Direct | Mode::Vxlan if !one.forwards => Some(Problem::new(
+                format!(
+                    "gateway {} ({}) says that its kernel does not forward packets of the mesh, so it is used last",
+                    one.name, one.address
+                ),
+                "`causeway status` there says what is wrong with it",
+            )),
             Mode::Direct if one.direct.passed == Some(false) => Some(self.direct_fails(one)),
             Mode::Vxlan if one.vxlan.passed == Some(false) => Some(self.vxlan_fails(one)),
             Mode::Direct if self.mode.asked() == Asked::Direct && !self.place.is_near(one.address) => {
@@ -162,6 +175,54 @@ impl Daemon {
         problems.collect()
     }
 
+    /// In one family gateways cannot be reached, though their sites are.
+    fn closed(&self) -> Vec<Problem> {
+        let closed = self.kernel.closed();
+        let families = FAMILIES.into_iter().filter(|(v4, _)| self.has_family(*v4));
+        let problems = families.filter_map(|(v4, name)| {
+            let mut of_family = closed.iter().filter(|prefix| is_v4(**prefix) == v4);
+            let first = of_family.next()?;
+            let many = match of_family.count() {
+                0 => first.to_string(),
+                more => format!("{first} and {more} more {name} prefixes of other sites"),
+            };
+            let next = match self.mode.asked() {
+                Asked::Direct => {
+                    "start the agent with --mode auto or --mode vxlan; or give gateways an address of that family on this node's segment"
+                }
+                Asked::Auto | Asked::Vxlan => {
+                    "see the other problems here, and `ip address` on this node and its gateways"
+                }
+            };
+            Some(Problem {
+                what: format!(
+                    "{many} cannot be reached from here: this node has no {name} way to any gateway in use"
+                ),
+                next: next.to_owned(),
+                stops: true,
+            })
+        });
+        problems.collect()
+    }
+
+    fn has_family(&self, v4: bool) -> bool {
+        self.place.lan().iter().any(|own| own.is_ipv4() == v4)
+    }
+
+    /// What a node without an address of a family cannot have is no fault of anything.
+    pub(super) fn missing_family(&self, closed: &BTreeSet<IpNetwork>) -> Option<Problem> {
+        let mut missing = FAMILIES.into_iter().filter(|(v4, _)| {
+            !self.has_family(*v4) && closed.iter().any(|prefix| is_v4(*prefix) == *v4)
+        });
+        let (_, name) = missing.next().filter(|_| self.place.has_own())?;
+        Some(Problem::new(
+            format!(
+                "this node has no {name} address in its site, so {name} prefixes of other sites cannot be reached from it"
+            ),
+            "give it one inside a prefix of its site if they are needed",
+        ))
+    }
+
     fn direct_fails(&self, one: &GatewayHealth) -> Problem {
         let what = format!(
             "packets of other sites do not pass directly between this node and gateway {} ({})",
@@ -171,7 +232,9 @@ impl Daemon {
             Asked::Direct => {
                 "start the agent with --mode auto or --mode vxlan; or switch the source and destination check of both machines off (`causeway routes` says how), and see their FORWARD rules"
             }
-            Asked::Auto | Asked::Vxlan => "VXLAN is tried instead; nothing needs to be done",
+            Asked::Auto | Asked::Vxlan => {
+                "it is used only if no other gateway is left, or by VXLAN; see the source and destination check of both machines (`causeway routes` says how) and the FORWARD rules on the gateway"
+            }
         };
         Problem {
             what,
@@ -182,15 +245,17 @@ impl Daemon {
 
     fn vxlan_fails(&self, one: &GatewayHealth) -> Problem {
         let port = self.options.vxlan_port;
+        let mut alive = self.choice.gateways.values().filter(|one| is_alive(one));
+        let is_lost = alive.all(|one| one.vxlan.passed == Some(false));
         Problem {
             what: format!(
                 "VXLAN packets do not come back from gateway {} ({}), though its hellos do",
                 one.name, one.address
             ),
             next: format!(
-                "let UDP port {port} pass between both, in their firewalls and the cloud's security groups; it must be the same --vxlan-port on both; and see what `causeway status` there says"
+                "let UDP port {port} pass between both, in their firewalls and the cloud's security groups; it must be the same --vxlan-port on both; and see the FORWARD rules on the gateway, and what `causeway status` there says"
             ),
-            stops: true,
+            stops: is_lost,
         }
     }
 }

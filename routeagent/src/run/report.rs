@@ -1,9 +1,11 @@
 //! From what is known to what is shown.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use ip_network::IpNetwork;
 use node::status::{Kernel, Prefix, Problem, broker, broker_problem, millis, view_problems};
 use proto::key::PublicKey;
 use proto::ledger::{PrefixState, SitePrefix};
@@ -25,6 +27,7 @@ impl Daemon {
                 "come once one can be reached, if need be through a gateway of this site",
             ));
         }
+        let closed = self.kernel.closed();
         let text = |address: Option<IpAddr>| address.map(|address| address.to_string());
         Status {
             mesh: view.mesh.to_string(),
@@ -50,7 +53,7 @@ impl Daemon {
             prefixes: view
                 .prefixes
                 .iter()
-                .map(|owned| self.show_prefix(owned))
+                .map(|owned| self.show_prefix(owned, &closed))
                 .collect(),
             problems,
             remarks: self.remarks(),
@@ -58,7 +61,8 @@ impl Daemon {
     }
 
     fn remarks(&self) -> Vec<Problem> {
-        self.place.remark().into_iter().collect()
+        let family = self.missing_family(&self.kernel.closed());
+        self.place.remark().into_iter().chain(family).collect()
     }
 
     fn show_mode(&self) -> Mode {
@@ -118,11 +122,14 @@ impl Daemon {
         }
     }
 
-    fn show_prefix(&self, owned: &SitePrefix) -> Prefix {
+    fn show_prefix(&self, owned: &SitePrefix, closed: &BTreeSet<IpNetwork>) -> Prefix {
         let chosen = self.choice.of(&owned.site);
         let state = match &owned.state {
             PrefixState::Owned if owned.site == self.view.site => "local",
-            PrefixState::Owned if !chosen.by.is_empty() => "reachable",
+            // Not what gateways say they reach: what this node's kernel has a way for.
+            PrefixState::Owned if !chosen.by.is_empty() && !closed.contains(&owned.prefix) => {
+                "reachable"
+            }
             PrefixState::Owned => "unreachable",
             PrefixState::Quarantined => "quarantined",
             PrefixState::Overlaps { .. } | PrefixState::Refused(_) => "refused",
