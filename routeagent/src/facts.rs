@@ -59,6 +59,8 @@ pub struct Tunnel {
 pub struct Gateways {
     pub gateways: BTreeMap<PublicKey, Neighbour>,
     pub mode: Mode,
+    /// The mode was another a moment ago, and others may send by it still: what it needs stays.
+    pub is_turning: bool,
     pub vxlan: Vxlan,
 }
 
@@ -106,5 +108,12 @@ impl Facts {
             Exit::Tunnel(_) => None,
             Exit::Gateways(gateways) => Some(gateways),
         }
+    }
+}
+
+impl Gateways {
+    /// Whether packets may come or go by this way.
+    pub fn has(&self, mode: Mode) -> bool {
+        self.is_turning || self.mode == mode
     }
 }

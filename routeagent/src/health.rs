@@ -178,7 +178,11 @@ impl Health {
         if !is_own_address && !is_other && !is_probed {
             return News::Nothing;
         }
+        if !gateway.may_hold(datagram.len()) {
+            return News::Nothing;
+        }
         let Ok(message) = Message::open(datagram, &gateway.at.key) else {
+            gateway.handle_wrong();
             return News::Nothing;
         };
         match message {
@@ -307,3 +311,6 @@ impl Health {
         self.decision = decide(&standings, &self.decision);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ mod mode;
 mod place;
 mod problems;
 mod report;
+mod way;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,7 +26,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::netlink::changes::Changes;
-use ip_network::IpNetwork;
 use node::boottime;
 use node::cloud;
 use node::follow::{self, FollowError, Handle, Timing, View};
@@ -35,8 +35,8 @@ use node::membership::{self, is_member, is_shut_out};
 use node::state::{StateDir, StateError};
 use node::status::Shown;
 use proto::entry::Role;
-use proto::key::{PublicKey, WireguardKey};
-use proto::ledger::{PrefixState, SitePrefix, Standing};
+use proto::key::WireguardKey;
+use proto::ledger::Standing;
 use proto::record::{Capabilities, Presence};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -45,15 +45,16 @@ use tokio::task::JoinHandle;
 
 use crate::StartError;
 use crate::facts::Mode;
-use crate::health::{Choice, Fallback, GatewayHealth, Health, Own};
+use crate::health::{Choice, Health, Own};
 use crate::status::{SOCKET, Status};
 use gateways::Gateways;
 use hellos::Hellos;
-use kept::{Memory, Setting};
-use kernel::{Kernel, Known, may_be_used};
+use kept::Memory;
+use kernel::{Kernel, Known};
 use local::{Question, Whom};
 use mode::Choosing;
 use place::{Found, Place};
+use way::{families, setting};
 
 pub use mode::Asked;
 
@@ -232,6 +233,8 @@ struct Daemon {
     choice: Choice,
     mode: Choosing,
     memory: Memory,
+    /// When the mode changed, until nobody sends by the former any more.
+    turned: Option<Duration>,
     /// Something that facts, mode or record rest on has changed.
     is_old: bool,
     /// What others are to know of this node; none before the ledger tells which address is its own.
@@ -282,6 +285,7 @@ impl Daemon {
             gateways,
             choice: Choice::default(),
             memory,
+            turned: None,
             is_old: true,
             presence: None,
             published: None,
@@ -372,6 +376,7 @@ impl Daemon {
             publish,
             look,
             proven,
+            self.turn_ends(),
         ];
         let all = all.into_iter().flatten();
         all.chain([self.round]).min().unwrap_or(self.round)
@@ -387,6 +392,9 @@ impl Daemon {
         self.is_old |= self.mode.due().is_some_and(|at| at <= now);
         if !self.is_proven && self.applied.is_some_and(|at| now >= at + PROVEN) {
             (self.is_proven, self.is_old) = (true, true);
+        }
+        if self.turn_ends().is_some_and(|at| now >= at) {
+            (self.turned, self.is_old) = (None, true);
         }
         if now >= self.round {
             self.round = now + ROUND;
@@ -432,54 +440,6 @@ impl Daemon {
         self.look_whether_ready();
     }
 
-    /// Which way packets go.
-    fn decide(&mut self) {
-        let now = boottime();
-        let setting = setting(&self.place, &self.gateways);
-        if self.mode.used().is_none() {
-            // The cache may have been empty at the start.
-            let kept = self.memory.mode(&setting);
-            self.mode = Choosing::new(self.options.mode, kept);
-        }
-        let before = self.mode.used();
-        let mut seen = mode::seen(&self.choice, |who, health| self.where_is(who, health));
-        if !self.is_proven {
-            // Probes may have found no route.
-            seen.iter_mut().for_each(mode::Seen::forget_failures);
-        }
-        let is_blind = self.choice.fallback == Some(Fallback::All);
-        if self.mode.handle(&seen, is_blind, now) {
-            let why = self.mode.why().sentence();
-            tracing::info!(from = ?before, to = ?self.mode.used(), why, "mode");
-        }
-        if let (Some(used), Asked::Auto) = (self.mode.used(), self.options.mode)
-            && seen.iter().any(mode::Seen::is_alive)
-        {
-            self.memory.keep(used, &setting);
-        }
-        self.health.set_mode(
-            match self.mode.used() {
-                None => proto::lan::Mode::Undecided,
-                Some(Mode::Direct) => proto::lan::Mode::Direct,
-                Some(Mode::Vxlan) => proto::lan::Mode::Vxlan,
-            },
-            now,
-        );
-    }
-
-    fn where_is(&self, who: &PublicKey, health: &GatewayHealth) -> mode::Where {
-        let Some(gateway) = self.gateways.get(who) else {
-            return mode::Where::default();
-        };
-        let other = health.other_lan;
-        let other = other.filter(|other| may_be_used(*other, gateway.lan, &self.place));
-        let has = |v4| gateway.lan.is_ipv4() == v4 || other.is_some_and(|one| one.is_ipv4() == v4);
-        mode::Where {
-            is_near: self.place.is_near(gateway.lan),
-            lacks_family: self.families.iter().any(|v4| !has(*v4)),
-        }
-    }
-
     fn tell(&self) {
         self.kernel.tell(&Known {
             view: &self.view,
@@ -487,6 +447,7 @@ impl Daemon {
             gateways: &self.gateways,
             choice: &self.choice,
             mode: self.mode.programmed(),
+            is_turning: self.turned.is_some(),
         });
     }
 
@@ -590,26 +551,6 @@ impl Daemon {
         // They hear it from the connection's end otherwise.
         let _told = tokio::time::timeout(BROKERS, self.node.stop()).await;
         tracing::info!("stopped");
-    }
-}
-
-fn families(view: &View, place: &Place) -> BTreeSet<bool> {
-    let in_force = |one: &&SitePrefix| one.state == PrefixState::Owned && one.site != view.site;
-    let all = view.prefixes.iter().filter(in_force);
-    let all: BTreeSet<bool> = all.map(|one| is_v4(one.prefix)).collect();
-    let own = place.lan().iter().map(IpAddr::is_ipv4);
-    own.filter(|v4| all.contains(v4)).collect()
-}
-
-const fn is_v4(prefix: IpNetwork) -> bool {
-    matches!(prefix, IpNetwork::V4(_))
-}
-
-fn setting(place: &Place, gateways: &Gateways) -> Setting {
-    let gateways = gateways.iter();
-    Setting {
-        lan: place.own(),
-        gateways: gateways.map(|(who, one)| (*who, one.lan)).collect(),
     }
 }
 

@@ -200,6 +200,7 @@ pub fn agent_facts(mode: Mode, by: &[u8]) -> Facts {
         exit: Exit::Gateways(Gateways {
             gateways: gateways.into(),
             mode,
+            is_turning: false,
             vxlan: vxlan(AGENT),
         }),
         ..facts(AGENT, by)
@@ -243,6 +244,7 @@ fn facts(number: u8, by: &[u8]) -> Facts {
         exit: Exit::Gateways(Gateways {
             gateways: BTreeMap::new(),
             mode: Mode::Direct,
+            is_turning: false,
             vxlan: vxlan(number),
         }),
     }

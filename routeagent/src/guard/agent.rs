@@ -13,7 +13,7 @@ pub(super) fn chains(gateways: &Gateways, devices: &Devices, settings: &Settings
     vec![
         arriving(gateways, devices),
         sources(kept()),
-        leaving(ways(gateways.mode, devices), settings),
+        leaving(ways(gateways, devices), settings),
     ]
 }
 
@@ -28,7 +28,7 @@ pub(super) fn hops(gateway: &Neighbour) -> impl Iterator<Item = IpNetwork> {
 fn arriving(gateways: &Gateways, devices: &Devices) -> Chain {
     let mut rules = vec![];
     let mut known: Vec<u32> = devices.inner.values().copied().collect();
-    if gateways.mode == Mode::Vxlan {
+    if gateways.has(Mode::Vxlan) {
         rules.extend(vxlan_port(gateways.vxlan.port, devices));
     }
     rules.extend(forged(&known));
@@ -78,15 +78,15 @@ fn kept() -> Vec<Rule> {
 
 /// By VXLAN, or handed to a gateway on the site's own network. What tries that network may go there
 /// before it is used.
-fn ways(mode: Mode, devices: &Devices) -> Vec<Rule> {
+fn ways(gateways: &Gateways, devices: &Devices) -> Vec<Rule> {
     let mut rules = vec![];
-    if mode == Mode::Vxlan {
+    if gateways.has(Mode::Vxlan) {
         rules.push(Rule(vec![Term::To(devices.vxlan), Term::Accept]));
     }
     for index in devices.inner.values() {
         for family in Family::BOTH {
             let mut terms = vec![Term::To(*index)];
-            if mode == Mode::Vxlan {
+            if !gateways.has(Mode::Direct) {
                 terms.push(Term::Destination(SetName::Probes(family)));
             }
             terms.extend([Term::NextHop(SetName::Hops(family)), Term::Accept]);

@@ -29,6 +29,11 @@ const RARE: Duration = Duration::from_millis(200);
 const GRID: Duration = Duration::from_millis(25);
 /// An answer that calls for another question gets it no sooner after the last.
 const APART: Duration = Duration::from_millis(10);
+/// Above that no more is looked at until the next question: its answer comes within a millisecond,
+/// and nobody sends so many before it.
+const MOST_WRONG: u32 = 256;
+/// Only parts of tables are longer.
+const LONG: usize = 256;
 /// Questions that an answer may still come to.
 const REMEMBERED: usize = 64;
 
@@ -62,6 +67,8 @@ pub(super) struct Gateway {
     answered: u64,
     remote: Option<Remote>,
     table: Table,
+    /// Datagrams in its name whose MAC was wrong, since the last question or probe.
+    wrong: u32,
     life: Life,
     hold: Hold,
     rtt: Option<Duration>,
@@ -119,6 +126,7 @@ impl Gateway {
             answered: 0,
             remote: None,
             table: Table::default(),
+            wrong: 0,
             life: Life {
                 is_heard: false,
                 silence: Duration::ZERO,
@@ -169,6 +177,9 @@ impl Gateway {
         if !(is_fresh && !is_same_boot || is_newer && is_same_boot) {
             return News::Nothing;
         }
+        if !is_fresh {
+            return self.handle_unasked(answer, now);
+        }
         let remote = Remote {
             boot: answer.boot,
             number: answer.number,
@@ -188,7 +199,7 @@ impl Gateway {
             }
         }
         self.table.handle_version(answer.table);
-        let is_back = is_fresh && self.handle_heard(answer.to.number, sent, now);
+        let is_back = self.handle_heard(answer.to.number, sent, now);
         let is_other = former.is_none_or(|former| {
             former.leaving != remote.leaving
                 || former.forwards != remote.forwards
@@ -196,16 +207,41 @@ impl Gateway {
         });
         let leaves = remote.leaving && !former.is_some_and(|former| former.leaving);
         if !is_same_boot || leaves {
-            // The table comes with the next answer, and who leaves waits until we know. A liar does
-            // not make us ask without end.
-            let soonest = self.asked_at.map_or(now, |at| at + APART);
-            self.next = self.next.min(soonest.max(now));
-            News::AskAgain
+            self.ask_again(now)
         } else if is_back || is_other {
             News::Changed
         } else {
             News::Nothing
         }
+    }
+
+    /// Nobody asked, and so it comes as often as a liar likes: only the end is told so.
+    fn handle_unasked(&mut self, answer: &Answer, now: Duration) -> News {
+        let Some(remote) = &mut self.remote else {
+            return News::Nothing;
+        };
+        remote.number = answer.number;
+        if !answer.leaving || std::mem::replace(&mut remote.leaving, true) {
+            return News::Nothing;
+        }
+        self.ask_again(now)
+    }
+
+    /// The table comes with the next answer, and who leaves waits until we know. A liar does not
+    /// make us ask without end.
+    fn ask_again(&mut self, now: Duration) -> News {
+        let soonest = self.asked_at.map_or(now, |at| at + APART);
+        self.next = self.next.min(soonest.max(now));
+        News::AskAgain
+    }
+
+    /// Whether a datagram of this length is worth a MAC.
+    pub(super) const fn may_hold(&self, length: usize) -> bool {
+        self.wrong < MOST_WRONG && (length <= LONG || self.table.is_collected())
+    }
+
+    pub(super) const fn handle_wrong(&mut self) {
+        self.wrong = self.wrong.saturating_add(1);
     }
 
     /// Whether it was not heard before.
@@ -287,6 +323,7 @@ impl Gateway {
             self.life.in_vain = self.life.in_vain.saturating_add(1);
         }
         self.number += 1;
+        self.wrong = 0;
         if self.sent.len() >= REMEMBERED {
             self.sent.pop_front();
         }
@@ -403,6 +440,7 @@ impl Gateway {
             let (is_news, nonce) = trial.poll(now, &mut nonce);
             has_changed |= is_news;
             if let Some(nonce) = nonce {
+                self.wrong = 0;
                 let to = probe_address(&self.who, by, self.at.address.ip());
                 due.push((SocketAddr::new(to, PORT), Probe { nonce, by, heard }));
             }

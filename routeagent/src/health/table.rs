@@ -59,6 +59,15 @@ impl Table {
         (self.version, self.has)
     }
 
+    /// Whether parts of it are missing.
+    pub(super) const fn is_collected(&self) -> bool {
+        let of = match self.of {
+            Some(of) => of as u32,
+            None => u32::MAX,
+        };
+        self.version != 0 && self.has.count_ones() < of
+    }
+
     pub(super) const fn sites(&self) -> Option<&BTreeMap<SiteHash, Site>> {
         self.complete.as_ref()
     }

@@ -22,10 +22,9 @@ pub(super) fn over_vxlan(facts: &Facts) -> Option<(&facts::Vxlan, &Nodes)> {
         Exit::Tunnel(tunnel) => {
             (!tunnel.agents.is_empty()).then_some((&tunnel.vxlan, &tunnel.agents))
         }
-        Exit::Gateways(gateways) => match gateways.mode {
-            Mode::Direct => None,
-            Mode::Vxlan => Some((&gateways.vxlan, &gateways.gateways)),
-        },
+        Exit::Gateways(gateways) => gateways
+            .has(Mode::Vxlan)
+            .then_some((&gateways.vxlan, &gateways.gateways)),
     }
 }
 
@@ -242,11 +241,18 @@ impl Leads<'_> {
         // A route's own MTU hides that of its device, which drops what is larger.
         let own = self.facts.lan.iter();
         let lan = own.filter_map(|own| self.ground.mtus.get(own)).min();
+        let is_inside = |gateways: &Gateways| gateways.mode == Mode::Vxlan;
         let inside = self.vxlan.as_ref().map(|vxlan| vxlan.mtu);
+        let inside = inside.filter(|_| self.facts.gateways().is_some_and(is_inside));
         let device = inside.or(lan.copied());
         let device = device.filter(|_| self.facts.tunnel().is_none());
         let device = device.and_then(|mtu| u16::try_from(mtu).ok());
         let mtu = device.map_or(path, |device| device.min(path));
+        // The kernel refuses to send IPv6 by routes with less. (RFC 8200, section 5)
+        let mtu = match family {
+            Family::V4 => mtu,
+            Family::V6 => mtu.max(START_MTU),
+        };
         // Packets that are forwarded must not meet an MTU here: the kernel would refuse those above
         // it, and the packet path can cut them.
         let mtus = [

@@ -35,6 +35,7 @@ pub(super) struct Known<'a> {
     pub(super) gateways: &'a Gateways,
     pub(super) choice: &'a Choice,
     pub(super) mode: Mode,
+    pub(super) is_turning: bool,
 }
 
 impl Kernel {
@@ -113,6 +114,7 @@ impl Kernel {
             exit: Exit::Gateways(facts::Gateways {
                 gateways: gateways.collect(),
                 mode: known.mode,
+                is_turning: known.is_turning,
                 vxlan: self.vxlan,
             }),
         }

@@ -11,7 +11,8 @@ use proto::ledger::Standing;
 
 use super::gateways::LeftOut;
 use super::mode::{Asked, is_alive};
-use super::{Daemon, PATIENCE, is_v4};
+use super::way::is_v4;
+use super::{Daemon, PATIENCE};
 use crate::facts::Mode;
 use crate::health::{Fallback, GatewayHealth, GatewayState};
 

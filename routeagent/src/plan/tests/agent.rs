@@ -35,6 +35,7 @@ fn agent(mode: Mode, prefixes: &[(&str, &[u8])]) -> Facts {
                 .map(|number| (key(number), neighbour(number)))
                 .into(),
             mode,
+            is_turning: false,
             vxlan: Vxlan {
                 port: 7803,
                 own: key(1),
@@ -413,4 +414,81 @@ fn every_way_from_one_state_to_another_is_safe() {
         check(&facts, &found);
         assert!(found.nexthops.len() <= 12, "round {round}: groups pile up");
     }
+}
+
+fn with_mtu(mut facts: Facts, mtu: u16) -> Facts {
+    for remote in facts.prefixes.values_mut() {
+        remote.mtu = Some(mtu);
+    }
+    facts
+}
+
+fn turning(mut facts: Facts) -> Facts {
+    if let Exit::Gateways(gateways) = &mut facts.exit {
+        gateways.is_turning = true;
+    }
+    facts
+}
+
+fn mtus(found: &Found) -> BTreeMap<String, u16> {
+    let mtus = found.routes.iter().filter_map(|(place, way)| match way {
+        Way::Leads { mtu: Some(mtu), .. } => Some((place.prefix.to_string(), *mtu)),
+        Way::Leads { .. } | Way::Unreachable | Way::Strange => None,
+    });
+    mtus.collect()
+}
+
+#[test]
+fn what_the_former_mode_needs_stays_until_the_turn_is_over() {
+    let direct = with_mtu(agent(Mode::Direct, &BOTH), 9000);
+    let mut settled = Found::default();
+    go(&direct, &mut settled);
+    let mut found = Found::default();
+    go(&with_mtu(agent(Mode::Vxlan, &BOTH), 9000), &mut found);
+    assert_ne!(mtus(&found), mtus(&settled));
+    let turning = turning(direct.clone());
+    let changes = go(&turning, &mut found);
+    assert!(!changes.contains(&Change::RemoveVxlan), "{changes:?}");
+    check(&turning, &found);
+    assert_eq!(
+        mtus(&found),
+        mtus(&settled),
+        "the interface limits no route"
+    );
+    let changes = go(&direct, &mut found);
+    assert!(changes.contains(&Change::RemoveVxlan), "{changes:?}");
+    let touches =
+        |change: &Change| matches!(change, Change::AddRoute(..) | Change::ReplaceRoute(..));
+    assert!(!changes.iter().any(touches), "{changes:?}");
+}
+
+#[test]
+fn while_the_mode_turns_the_guard_lets_both_ways_through() {
+    let leaving = |facts: &Facts| {
+        let devices = Devices {
+            vxlan: 7,
+            inner: [("lan".to_owned(), 3)].into(),
+            ..Devices::default()
+        };
+        let table = guard::table(facts, &devices, &Settings::default());
+        let leaving = table.chains.iter().find(|chain| chain.name == "leaving");
+        let rules = &leaving.unwrap().rules;
+        rules.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let ways = ["oif 7 accept", "oif 3 rt ip nexthop @hops4 accept"];
+    let open = |facts: &Facts| ways.map(|way| leaving(facts).contains(&way.to_owned()));
+    let [direct, vxlan] = [Mode::Direct, Mode::Vxlan].map(|mode| agent(mode, &BOTH));
+    assert_eq!(open(&direct), [false, true]);
+    assert_eq!(open(&vxlan), [true, false]);
+    assert_eq!(open(&turning(direct)), [true, true]);
+    assert_eq!(open(&turning(vxlan)), [true, true]);
+}
+
+#[test]
+fn no_ipv6_route_has_less_than_ipv6_needs() {
+    let mut found = Found::default();
+    go(&with_mtu(agent(Mode::Direct, &BOTH), 900), &mut found);
+    let mtus = mtus(&found);
+    assert_eq!(mtus["10.2.0.0/16"], 900);
+    assert_eq!(mtus["fd00:2::/32"], 1280);
 }
