@@ -315,13 +315,8 @@ impl Daemon {
         loop {
             self.settle().await;
             let wait = self.due().saturating_sub(boottime());
-            let (hellos, health) = (&self.hellos, &mut self.health);
-            let receive = hellos.receive(|from, datagram| {
-                health.handle_datagram(from, datagram, boottime());
-            });
             tokio::select! {
-                // Answers that wait are read before silence is judged; but whoever sends us a lot
-                // keeps us from nothing.
+                // Whoever sends us a lot keeps us from nothing.
                 biased;
                 () = signals.next() => break,
                 changed = inputs.view.changed() => {
@@ -344,11 +339,12 @@ impl Daemon {
                     self.is_old = true;
                 }
                 Ok(()) = inputs.changes.next() => self.place.handle_change(boottime()),
-                () = receive => if self.due() <= boottime() {
-                    self.handle_timeout();
-                },
-                () = tokio::time::sleep(wait) => self.handle_timeout(),
+                () = self.hellos.readable() => {}
+                () = tokio::time::sleep(wait) => {}
             }
+            // Answers that wait are read before silence is judged.
+            self.read();
+            self.handle_timeout();
         }
         tracing::info!("stopping");
         notify::stopping();
@@ -357,6 +353,11 @@ impl Daemon {
             () = signals.next() => tracing::warn!("asked a second time to end: ending at once"),
         }
         Ok(())
+    }
+
+    fn read(&mut self) {
+        let (hellos, health) = (&self.hellos, &mut self.health);
+        hellos.receive(|from, datagram| health.handle_datagram(from, datagram, boottime()));
     }
 
     fn due(&self) -> Duration {

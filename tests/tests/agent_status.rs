@@ -5,6 +5,9 @@
 #![forbid(unsafe_code)]
 
 use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::broker::command::{self, Said, causeway};
@@ -13,6 +16,8 @@ use tests::lab::{skip, wait_for};
 use tests::mesh::{AgentNode, Mesh, PATIENCE, Plan};
 
 const HELLOS: u16 = 7802;
+/// Shorter than the shortest sleep of the agent's loop.
+const BETWEEN: Duration = Duration::from_micros(100);
 
 /// Runs `causeway` with these words on this agent's machine.
 fn ask(agent: &AgentNode, line: &str) -> Said {
@@ -78,8 +83,78 @@ fn status_tells_mode_gateways_and_prefixes_and_what_is_wrong() {
         "routeagent run",
     ]);
 
+    see_a_family_without_a_direct_way(&mesh);
     see_a_taken_port(&mut mesh);
-    see_a_dead_gateway(&mut mesh);
+    see_through_junk(&mut mesh);
+}
+
+/// As where a cloud gives out an IPv6 address without a network.
+fn see_a_family_without_a_direct_way(mesh: &Mesh) {
+    let agent = &mesh.sites[0].agents[0];
+    assert_eq!(agent.mode().unwrap(), "direct");
+    let own = agent.lan6;
+    agent
+        .namespace
+        .sh(&format!(
+            "ip address del {own}/64 dev eth0 && ip address add {own}/128 dev eth0 nodad &&
+             ip route add fd00:0:1::/64 dev eth0"
+        ))
+        .unwrap();
+    let reaches_all = || {
+        let status = agent.status().unwrap_or_default();
+        let prefixes = status["prefixes"].as_array().cloned().unwrap_or_default();
+        let is_reached = |one: &Value| one["state"] == "reachable" || one["state"] == "local";
+        let has_v6 = |one: &Value| {
+            one["prefix"]
+                .as_str()
+                .is_some_and(|text| text.contains(':'))
+        };
+        prefixes.iter().any(has_v6) && prefixes.iter().all(is_reached)
+    };
+    wait_for("the other way is used", PATIENCE, || {
+        agent.mode().unwrap() == "vxlan" && reaches_all()
+    })
+    .unwrap();
+    let why = agent.status().unwrap()["mode"]["why"].to_string();
+    assert!(why.contains("in one family only"), "{why}");
+    agent
+        .namespace
+        .sh(&format!(
+            "ip address del {own}/128 dev eth0 && ip address add {own}/64 dev eth0 nodad"
+        ))
+        .unwrap();
+}
+
+/// One datagram after the other to the port of hellos, until it is dropped.
+struct Junk<'a>(&'a AtomicBool);
+
+impl Drop for Junk<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whoever sends a lot keeps the agent from nothing: silence is judged, status answers, and SIGTERM
+/// ends it.
+fn see_through_junk(mesh: &mut Mesh) {
+    let ended = AtomicBool::new(false);
+    let from = &mesh.sites[0].gateways[0];
+    let bound = (from.lan, 0);
+    let socket = from.namespace.within(|| UdpSocket::bind(bound).unwrap());
+    let (socket, to) = (socket.unwrap(), (mesh.sites[0].agents[0].lan, HELLOS));
+    thread::scope(|scope| {
+        let junk = Junk(&ended);
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                // A full queue or a refusal is nothing to wait for.
+                let _sent = socket.send_to(&[0xd1], to);
+                thread::sleep(BETWEEN);
+            }
+        });
+        see_a_dead_gateway(mesh);
+        mesh.sites[0].agents[0].stop().unwrap();
+        drop(junk);
+    });
 }
 
 /// From the start of the agent until it is free again.

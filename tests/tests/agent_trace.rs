@@ -19,6 +19,15 @@ fn probe(mesh: &Mesh, gateway: &str) -> Option<String> {
     found["probe"].as_str().map(str::to_owned)
 }
 
+/// Those that packets of other sites are sent to.
+fn carrying(mesh: &Mesh) -> Vec<String> {
+    let status = mesh.sites[0].agents[0].status().unwrap_or_default();
+    let all = status["gateways"].as_array().cloned().unwrap_or_default();
+    let carrying = all.iter().filter(|one| one["carries"] == true);
+    let names = carrying.filter_map(|one| one["name"].as_str());
+    names.map(str::to_owned).collect()
+}
+
 #[track_caller]
 fn wait_for_probe(mesh: &Mesh, gateway: &str, wanted: &str) {
     let what = format!("the probe of {gateway} is {wanted}");
@@ -65,8 +74,14 @@ fn a_probe_passes_as_packets_of_the_mesh_do_and_a_forward_drop_eats_it() {
         .unwrap();
     wait_for_probe(&mesh, GATEWAYS[0], "failed");
     assert_eq!(probe(&mesh, GATEWAYS[1]).as_deref(), Some("passed"));
+    // It answers hellos, and nothing is sent into it while another passes.
+    wait_for("the other carries all", PATIENCE, || {
+        carrying(&mesh) == GATEWAYS[1..]
+    })
+    .unwrap();
     gateway.sh("nft delete table ip eater").unwrap();
     wait_for_probe(&mesh, GATEWAYS[0], "passed");
+    wait_for("both carry", PATIENCE, || carrying(&mesh) == GATEWAYS).unwrap();
 }
 
 #[test]

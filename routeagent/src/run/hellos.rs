@@ -4,11 +4,10 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use proto::lan::{MAX_DATAGRAM, PORT};
-use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
 /// Between tries to open one.
@@ -72,32 +71,33 @@ impl Hellos {
         }
     }
 
-    /// All that waits, once something does.
-    pub(super) async fn receive(&self, mut each: impl FnMut(SocketAddr, &[u8])) {
-        let mut buffer = [0; MAX_DATAGRAM + 1];
-        poll_fn(|context| self.poll(context, &mut buffer, &mut each)).await;
+    /// Until there is something to read. Without a socket, for ever.
+    pub(super) async fn readable(&self) {
+        poll_fn(|context| {
+            let mut all = self.sockets.iter();
+            // One that fails is read like one that has something.
+            if all.any(|(_, socket)| socket.poll_recv_ready(context).is_ready()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
-    fn poll(
-        &self,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-        each: &mut impl FnMut(SocketAddr, &[u8]),
-    ) -> Poll<()> {
-        let mut any = false;
+    /// What waits in each socket, but for what is too much.
+    pub(super) fn receive(&self, mut each: impl FnMut(SocketAddr, &[u8])) {
+        let mut buffer = [0; MAX_DATAGRAM + 1];
         for (_, socket) in &self.sockets {
             for _ in 0..MOST {
-                let mut into = ReadBuf::new(buffer);
-                match socket.poll_recv_from(context, &mut into) {
-                    Poll::Ready(Ok(from)) => each(from, into.filled()),
+                match socket.try_recv_from(&mut buffer) {
+                    Ok((length, from)) => each(from, &buffer[..length]),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     // An ICMP error of an earlier datagram: what is silent is judged by its silence.
-                    Poll::Ready(Err(_)) => {}
-                    Poll::Pending => break,
+                    Err(_) => {}
                 }
-                any = true;
             }
         }
-        if any { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
