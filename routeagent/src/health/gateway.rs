@@ -78,6 +78,8 @@ pub(super) struct Gateway {
     was_known: bool,
     /// Probes have found that the way in use does not pass.
     fails: bool,
+    /// Or that it does.
+    passes: bool,
     /// It told all it reaches, once.
     did_answer: bool,
 }
@@ -142,6 +144,7 @@ impl Gateway {
             other: Other::default(),
             was_known: false,
             fails: false,
+            passes: false,
             did_answer: false,
         }
     }
@@ -205,6 +208,11 @@ impl Gateway {
                 || former.forwards != remote.forwards
                 || former.other_lan != remote.other_lan
         });
+        if former.is_some_and(|former| former.forwards) && !remote.forwards {
+            // What was found before says nothing now.
+            self.direct.hurry(now);
+            self.vxlan.hurry(now);
+        }
         let leaves = remote.leaving && !former.is_some_and(|former| former.leaving);
         if !is_same_boot || leaves {
             self.ask_again(now)
@@ -341,7 +349,7 @@ impl Gateway {
             table,
             parts,
             mode: says.mode,
-            passes: self.passes(says.mode),
+            passes: self.passed(says.mode),
             other_lan: says.other_lan,
             shows_other: false,
         })
@@ -381,7 +389,7 @@ impl Gateway {
         self.other.address() == Some(from)
     }
 
-    const fn passes(&self, mode: Mode) -> Option<bool> {
+    const fn passed(&self, mode: Mode) -> Option<bool> {
         match mode {
             Mode::Undecided | Mode::Direct => self.direct.health().passed,
             Mode::Vxlan => self.vxlan.health().passed,
@@ -391,11 +399,14 @@ impl Gateway {
     /// A failure that was found while probes had no route yet says nothing; one that was found
     /// before stays until one passes. Whether it changed.
     pub(super) fn look_at_way(&mut self, mode: Mode, is_proven: bool) -> bool {
-        let fails = match self.passes(mode) {
+        let was_last = self.is_last();
+        let passed = self.passed(mode);
+        self.passes = passed == Some(true);
+        self.fails = match passed {
             Some(true) | None => false,
             Some(false) => self.fails || is_proven,
         };
-        std::mem::replace(&mut self.fails, fails) != fails
+        self.is_last() != was_last
     }
 
     fn pace(&self) -> Duration {
@@ -449,8 +460,15 @@ impl Gateway {
     }
 
     /// While it does not answer questions, or does not forward yet, silence says nothing of the way.
+    /// One that did once tells what it reaches.
     fn may_probe(&self) -> bool {
-        self.life.is_heard && self.remote.is_some_and(|remote| remote.forwards)
+        let began = || self.table.sites().is_some_and(|sites| !sites.is_empty());
+        self.life.is_heard && (self.remote.is_some_and(|remote| remote.forwards) || began())
+    }
+
+    /// What it says of its own kernel counts until a probe says better.
+    fn is_last(&self) -> bool {
+        self.fails || !self.passes && self.remote.is_some_and(|remote| !remote.forwards)
     }
 
     pub(super) fn poll_timeout(&self, now: Duration) -> Duration {
@@ -486,7 +504,7 @@ impl Gateway {
             answers: self.life.is_heard && self.table.sites().is_some(),
             did_answer: self.did_answer,
             is_known: self.is_known(),
-            fails: self.fails || self.remote.is_some_and(|remote| !remote.forwards),
+            fails: self.is_last(),
             is_leaving: self.is_leaving(),
             is_held: self.hold.is_held(now),
             sites: self.table.sites(),

@@ -51,6 +51,11 @@ impl Trial {
         };
     }
 
+    /// The next one goes at once.
+    pub(super) fn hurry(&mut self, now: Duration) {
+        self.next = self.next.min(now);
+    }
+
     /// Whether what is known has changed with it, and the nonce of the probe to be sent.
     pub(super) fn poll(
         &mut self,

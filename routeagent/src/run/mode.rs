@@ -127,7 +127,11 @@ pub(super) fn seen(
             is_alive: is_alive(health),
             is_near: place.is_near,
             lacks_family: place.lacks_family,
-            direct: health.direct.passed,
+            // Where its own kernel is in the way another way is no better.
+            direct: health
+                .direct
+                .passed
+                .filter(|passed| *passed || health.forwards),
             vxlan: health.vxlan.passed,
         }
     });

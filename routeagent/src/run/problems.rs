@@ -154,10 +154,14 @@ impl Daemon {
     fn way_problems(&self) -> Vec<Problem> {
         let mode = self.mode.programmed();
         let alive = self.choice.gateways.iter().filter(|(_, one)| is_alive(one));
+        let passes = |one: &GatewayHealth| match mode {
+            Mode::Direct => one.direct.passed == Some(true),
+            Mode::Vxlan => one.vxlan.passed == Some(true),
+        };
         let problems = alive.filter_map(|(_, one)| match mode {
-            Mode::Direct | Mode::Vxlan if !one.forwards => Some(Problem::new(
+            Mode::Direct | Mode::Vxlan if !one.forwards && !passes(one) => Some(Problem::new(
                 format!(
-                    "gateway {} ({}) says that its kernel does not forward packets of the mesh, so it is used last",
+                    "gateway {} ({}) says that its kernel does not forward packets of the mesh as it should, so it is used last",
                     one.name, one.address
                 ),
                 "`causeway status` there says what is wrong with it",
