@@ -92,6 +92,7 @@ fn facts(known: &Cached) -> Option<Facts> {
         exit: Exit::Gateways(Gateways {
             gateways: gateways(view),
             mode: Mode::Direct,
+            is_turning: false,
             vxlan: Vxlan {
                 port: 0,
                 own: view.identity,
@@ -230,6 +231,7 @@ mod tests {
             exit: Exit::Gateways(Gateways {
                 gateways: BTreeMap::new(),
                 mode: Mode::Direct,
+                is_turning: false,
                 vxlan: Vxlan {
                     port: 0,
                     own: proto::key::SigningKey::from_seed(&[7; 32]).public(),
