@@ -20,7 +20,7 @@ use crate::control::site_tag;
 use crate::key::{Domain, Hash, PublicKey};
 use crate::name::Name;
 
-pub use address::{probe_address, probe_addresses};
+pub use address::{is_probe_address, probe_address, probe_addresses};
 pub use key::PairKey;
 
 /// Of both sides.

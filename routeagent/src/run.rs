@@ -36,6 +36,7 @@ use node::state::{StateDir, StateError};
 use node::status::Shown;
 use proto::entry::Role;
 use proto::key::WireguardKey;
+use proto::lan::is_probe_address;
 use proto::ledger::Standing;
 use proto::record::{Capabilities, Presence};
 use tokio::net::TcpListener;
@@ -435,7 +436,10 @@ impl Daemon {
         }
         self.look_at_kernel();
         while let Some((to, datagram)) = self.health.poll_transmit() {
-            self.hellos.send(to, &datagram);
+            // Without its own route a probe would leave by the way to the internet.
+            if self.applied.is_some() || !is_probe_address(to.ip()) {
+                self.hellos.send(to, &datagram);
+            }
         }
         self.publish().await;
         self.look_whether_ready();

@@ -48,4 +48,5 @@ fn a_site_of_ipv6_alone_is_served_though_its_machines_have_ipv4_uplinks() {
         let own = format!("[{}]:7802", agent.lan6);
         assert_eq!(listened_to(&agent.namespace), [own]);
     }
+    mesh.watch.assert_clean();
 }

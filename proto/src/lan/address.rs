@@ -27,6 +27,14 @@ pub fn probe_addresses(gateway: &PublicKey, by: ProbeBy) -> (Ipv4Addr, Ipv6Addr)
     (v4.into(), v6.into())
 }
 
+/// Whether it is of the range that probes go to.
+pub fn is_probe_address(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => [V4[0], V4[1]] == [v4.octets()[0], v4.octets()[1] & !1],
+        IpAddr::V6(v6) => v6.octets().starts_with(&V6),
+    }
+}
+
 /// The one in the family of `like`.
 pub fn probe_address(gateway: &PublicKey, by: ProbeBy, like: IpAddr) -> IpAddr {
     let (v4, v6) = probe_addresses(gateway, by);
