@@ -141,6 +141,10 @@ fn a_trace_names_the_decisions_of_agent_and_gateway_and_where_a_packet_is_droppe
 
 /// Rules of other programs are put in and taken out again between traces.
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one way of a packet, closed in one place after the other"
+)]
 fn a_trace_follows_vxlan_and_names_the_rule_that_drops() {
     if skip(
         "a_trace_follows_vxlan_and_names_the_rule_that_drops",
