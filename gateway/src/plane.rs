@@ -75,6 +75,23 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> PlaneError {
     move |error| PlaneError::System(what, error)
 }
 
+/// Takes whole packets for this host's kernel.
+pub struct Injector {
+    commands: SyncSender<Command>,
+    inbox: Arc<ControlInbox>,
+}
+
+impl Injector {
+    /// It may be lost as any packet may.
+    pub fn send(&self, packet: Vec<u8>) {
+        let packet = packet.into();
+        let command = Command::ToTun { thread: 0, packet };
+        if self.commands.try_send(command).is_ok() {
+            self.inbox.wake();
+        }
+    }
+}
+
 /// The daemon's end.
 pub struct Plane {
     commands: SyncSender<Command>,
@@ -105,6 +122,14 @@ impl Plane {
             thread,
             port,
         })
+    }
+
+    /// For a thread that puts packets into the TUN by itself.
+    pub fn injector(&self) -> Injector {
+        Injector {
+            commands: self.commands.clone(),
+            inbox: self.inbox.clone(),
+        }
     }
 
     /// What must not be lost.

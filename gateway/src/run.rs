@@ -8,6 +8,7 @@ mod agents;
 mod drive;
 mod local;
 mod metrics;
+mod passage;
 mod pings;
 mod presence;
 mod problems;
@@ -51,6 +52,7 @@ use crate::table::Table;
 use agents::Hellos;
 use drive::Linked;
 use local::Question;
+use passage::Passage;
 use pings::Pings;
 use presence::Whereabouts;
 use reflect::Reflection;
@@ -179,6 +181,7 @@ struct Daemon {
     relayed: Relayed,
     splice: Splice,
     pings: Pings,
+    passage: Passage,
     /// Has the local socket.
     served: JoinHandle<()>,
     /// Why there is no interface.
@@ -219,7 +222,6 @@ impl Daemon {
         whereabouts.look();
         whereabouts.handle_prefixes(&first);
         let relayed = Relayed::start(&options, &node, plane.port)?;
-        let splice = Splice::start(node.view(), options.fwmark.0);
         let is_ready = Arc::<AtomicBool>::default();
         let (served, questions) = serve_questions(socket, metrics, is_ready.clone());
         let inputs = Inputs {
@@ -244,8 +246,9 @@ impl Daemon {
             whereabouts,
             reflection: Reflection::default(),
             relayed,
-            splice,
+            splice: Splice::start(node.view(), options.fwmark.0),
             pings: Pings::default(),
+            passage: Passage::default(),
             served,
             interface: None,
             shown: Shown::default(),
@@ -402,6 +405,7 @@ impl Daemon {
             self.facts_are_old = true;
         }
         self.tell_facts(now);
+        self.try_passage(now);
         self.look_whether_member(now);
         self.look_whether_ready(now);
     }

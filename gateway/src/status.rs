@@ -6,6 +6,7 @@
 //! - `GET /status` -> one [`Status`] as JSON. Texts are for people, `state` words are fixed.
 //! - `GET /ping?site=NAME&count=N` (1 to 100, 4 if left out) -> one JSON line per [`Pong`], each sent
 //!   when it is known, to every gateway of the site; the body ends after the last.
+//! - `GET /passage` -> one [`Passage`] as JSON, when it has been tried.
 //! - `GET /metrics` -> Prometheus text.
 //!
 //! A refusal is a status other than 200 with a [`node::status::Refusal`] as JSON. Fields are only ever added;
@@ -72,6 +73,32 @@ pub struct Agent {
     pub interval_ms: Option<u64>,
     /// Whether foreign packets pass between both, as its probes found.
     pub passes: Option<bool>,
+}
+
+/// Whether this host passes on what comes out of the tunnel to the site's network.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Passage {
+    /// One for each family.
+    pub ways: Vec<Way>,
+    /// Why it could not be tried.
+    pub untried: Option<String>,
+}
+
+/// Of one packet, which did not leave this host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Way {
+    pub source: String,
+    pub destination: String,
+    /// `passed`, `dropped` by a rule, `lost` otherwise, or `unseen`.
+    pub state: String,
+    /// Family, table and chain of the rule that dropped it.
+    pub chain: Option<String>,
+    /// As a sentence, with the rule or the interface.
+    pub what: String,
+    /// What to do.
+    pub next: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -148,6 +148,21 @@ impl Packets {
     }
 }
 
+/// Whether somebody has changed rules, told without reading them.
+pub struct Watch(Nft);
+
+impl Watch {
+    /// Of the calling thread's network namespace.
+    pub fn new() -> io::Result<Watch> {
+        Nft::new().map(Watch)
+    }
+
+    /// Another number after each transaction of nf_tables.
+    pub fn generation(&self) -> io::Result<u32> {
+        self.0.generation()
+    }
+}
+
 impl Ruleset {
     /// Of the calling thread's network namespace.
     pub fn read() -> io::Result<Ruleset> {

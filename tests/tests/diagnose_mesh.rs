@@ -86,6 +86,12 @@ fn a_gateway_behind_a_nat_is_looked_at_from_broker_to_path() {
     assert_eq!(of(&checks, "nat", "warning").len(), 1, "{checks:#?}");
     let (checks, _) = diagnose(&mesh.sites[1].gateways[0]);
     assert_eq!(of(&checks, "nat", "passed").len(), 1, "{checks:#?}");
+    // One of each family.
+    assert_eq!(
+        of(&checks, "tunnel-to-lan", "passed").len(),
+        2,
+        "{checks:#?}"
+    );
 
     // A container network that is another site's, and somebody's way to a part of it.
     let namespace = &gateway.namespace;
@@ -113,12 +119,53 @@ fn a_gateway_behind_a_nat_is_looked_at_from_broker_to_path() {
     assert!(next.contains("--open-forward"), "{next}");
     let found = of(&checks, "masquerade", "failed");
     assert_eq!(found.len(), 1, "{checks:#?}");
+    // It is tried, too: no packet gets through.
+    let found = of(&checks, "tunnel-to-lan", "failed");
+    assert_eq!(found.len(), 1, "{checks:#?}");
+    let [saw, next] = ["saw", "next"].map(|key| found[0][key].as_str().unwrap());
+    assert!(
+        saw.contains("is dropped on this host by ip filter FORWARD: policy drop"),
+        "{saw}"
+    );
+    assert!(
+        next.contains("--open-forward, or: iptables -I FORWARD -i causeway0"),
+        "{next}"
+    );
+    a_rule_is_named_that_only_a_packet_can_find(gateway);
 
     mesh.gateway(1, 0).kill();
     let gateway = &mesh.sites[0].gateways[0];
     let is_seen = || !of(&diagnose(gateway).0, "link", "failed").is_empty();
     wait_for("the lost link is told", PATIENCE, is_seen).unwrap();
     mesh.watch.assert_clean();
+}
+
+/// By reading it cannot be said whether it holds.
+fn a_rule_is_named_that_only_a_packet_can_find(gateway: &GatewayNode) {
+    let namespace = &gateway.namespace;
+    namespace
+        .sh("iptables -P FORWARD ACCEPT && nft 'add table inet odd; add chain inet odd passing { type filter hook forward priority 5; }; add rule inet odd passing meta length 20-50000 counter drop'")
+        .unwrap();
+    let (checks, _) = diagnose(gateway);
+    let found = of(&checks, "tunnel-to-lan", "failed");
+    assert_eq!(found.len(), 2, "{checks:#?}");
+    let saw = found[0]["saw"].as_str().unwrap();
+    assert!(saw.contains("by inet odd passing handle"), "{saw}");
+    // What was found out so is in the status as well, until it is gone.
+    let is_told = || {
+        let status = gateway.status().unwrap();
+        let mut problems = status["problems"].as_array().unwrap().iter();
+        problems.any(|problem| {
+            let what = problem["what"].as_str().unwrap();
+            what.contains("is dropped on this host by inet odd passing handle")
+        })
+    };
+    wait_for("status names the rule", PATIENCE, is_told).unwrap();
+    namespace.sh("nft delete table inet odd").unwrap();
+    wait_for("status has forgotten the rule", PATIENCE, || !is_told()).unwrap();
+    // Nobody on the LAN has seen a probe, and nothing of the trials stays.
+    let left = namespace.sh("nft list tables").unwrap();
+    assert!(!left.contains("causeway-trace"), "{left}");
 }
 
 #[test]

@@ -393,12 +393,43 @@ const ENDS: [(&str, u16, &str, &str); 10] = [
     (FAR[0], 4007, "host", "dropped by inet fw late: policy drop"),
 ];
 
+/// It comes through everything, and nobody behind gets it.
+fn a_traced_packet_may_stay_here([host, node, far]: [&Namespace; 3]) {
+    let listen = || std::net::UdpSocket::bind((FAR[0], 4008)).unwrap();
+    let listening = far.within(listen).unwrap();
+    listening
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let flow = Flow {
+        destination: Some(FAR[0].parse().unwrap()),
+        port: Some(4008),
+        stays: true,
+        ..Flow::default()
+    };
+    let traced = node.within(|| {
+        let trace = Trace::start(&[flow]).unwrap();
+        send(host, FAR[0], 4008);
+        trace.finish(1, Duration::from_secs(5)).unwrap()
+    });
+    let traced = traced.unwrap();
+    assert_eq!(traced[0].end.to_string(), "passed postrouting");
+    assert!(traced[0].output.is_some());
+    let last = || {
+        let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+        socket.send_to(b"the next one", (FAR[0], 4008)).unwrap();
+    };
+    host.within(last).unwrap();
+    let mut buffer = [0; 64];
+    let (len, _) = listening.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..len], b"the next one");
+}
+
 #[test]
 fn the_rule_that_ate_a_packet_is_found_by_sending_one() {
     if skip("trace", &["nft", "iptables", "iptables-legacy"]) {
         return;
     }
-    let (_lab, [host, node, _far]) = traced_nodes();
+    let (_lab, [host, node, far]) = traced_nodes();
     let ended = |to: &str, port: u16, from: &Namespace| {
         let flow = Flow {
             destination: Some(to.parse().unwrap()),
@@ -432,6 +463,7 @@ fn the_rule_that_ate_a_packet_is_found_by_sending_one() {
         }
         assert_eq!(words.join(" "), end, "{to} {port}");
     }
+    a_traced_packet_may_stay_here([&host, &node, &far]);
     // Nothing of it stays.
     let left = node.sh("nft list tables").unwrap();
     assert!(!left.contains("causeway-trace"), "{left}");

@@ -10,6 +10,7 @@ mod known;
 mod mesh;
 mod nat;
 mod network;
+mod passage;
 mod ports;
 mod sysctls;
 mod tries;
@@ -115,6 +116,7 @@ fn look(arguments: &Arguments, privileges: &Privileges) -> anyhow::Result<Vec<Ch
     let mut checks = host::checks(&known, privileges);
     checks.extend(network::checks(&known));
     checks.extend(firewall::checks(&known, privileges));
+    checks.extend(passage::checks(&known, &arguments.runtime_dir));
     checks.extend(brokers);
     checks.extend(mesh::checks(&known, privileges));
     Ok(checks)

@@ -258,6 +258,7 @@ impl Daemon {
                 // Whoever asked may have gone.
                 let _told = answer.send(status);
             }
+            Question::Passage(answer) => self.passage.ask(answer),
             Question::Ping {
                 site,
                 count,
@@ -348,8 +349,11 @@ impl Daemon {
             next: "it is tried until it can be made".to_owned(),
             stops: true,
         });
+        let routes = self.routes.problems();
+        let passage = self.passage.problems(&routes);
         interface
-            .chain(self.routes.problems())
+            .chain(routes)
+            .chain(passage)
             .chain(self.hellos.problems())
             .chain(self.whereabouts.problems())
             .chain(self.splice.problems())

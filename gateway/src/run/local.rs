@@ -14,7 +14,7 @@ use node::local::{Answer, ending, json, refused, typed, value};
 use node::status::Refusal;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::status::{Pong, Status};
+use crate::status::{Passage, Pong, Status};
 
 const LINES: &str = "application/x-ndjson";
 /// Answers that wait for whoever asked.
@@ -25,6 +25,8 @@ const ROLE: &str = "gateway";
 /// What the daemon is asked.
 pub(super) enum Question {
     Status(oneshot::Sender<Arc<Status>>),
+    /// Whether the kernel passes on what comes out of the tunnel; it is tried.
+    Passage(oneshot::Sender<Arc<Passage>>),
     Ping {
         site: String,
         count: u32,
@@ -44,7 +46,7 @@ pub(super) struct Whom {
 impl node::local::Daemon for Whom {
     type Status = Status;
     const ROLE: &'static str = ROLE;
-    const PAGES: &'static str = "/status, /ping?site=NAME&count=N and /metrics are here";
+    const PAGES: &'static str = "/status, /ping?site=NAME&count=N, /passage and /metrics are here";
 
     async fn status(&self) -> Option<Arc<Status>> {
         let (answer, told) = oneshot::channel();
@@ -63,8 +65,20 @@ impl node::local::Daemon for Whom {
     async fn page(&self, path: &str, query: &str) -> Option<Answer> {
         match path {
             "/ping" => Some(ping(query, &self.questions).await),
+            "/passage" => Some(passage(&self.questions).await),
             _ => None,
         }
+    }
+}
+
+async fn passage(questions: &mpsc::Sender<Question>) -> Answer {
+    let (answer, told) = oneshot::channel();
+    if questions.send(Question::Passage(answer)).await.is_err() {
+        return ending(ROLE);
+    }
+    match told.await {
+        Ok(passage) => json(StatusCode::OK, &*passage),
+        Err(_) => ending(ROLE),
     }
 }
 

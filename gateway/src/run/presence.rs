@@ -100,6 +100,10 @@ impl Whereabouts {
         &self.candidates
     }
 
+    pub(super) const fn interfaces(&self) -> &BTreeMap<u32, Interface> {
+        &self.known.interfaces
+    }
+
     pub(super) fn lan(&self) -> &[IpAddr] {
         &self.lan
     }

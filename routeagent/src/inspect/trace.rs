@@ -22,6 +22,8 @@ use crate::wanted::Family;
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const UDP: u8 = 17;
+/// Of a stream of packets that are marked the first will do.
+const MOST: usize = 256;
 
 /// Datagrams that are marked: from and to where, and to which port. Nothing said is any.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +32,9 @@ pub struct Flow {
     pub destination: Option<IpAddr>,
     /// Of UDP.
     pub port: Option<u16>,
+    /// They come through everything and yet do not leave this node: nobody outside has to bear with
+    /// them.
+    pub stays: bool,
 }
 
 /// How a packet ended.
@@ -52,6 +57,8 @@ pub struct Traced {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub end: End,
+    /// The interface by which it was to leave.
+    pub output: Option<String>,
 }
 
 /// Marks packets of `flows` from its start on.
@@ -126,6 +133,9 @@ impl Trace {
         const DROP: u32 = 0;
         let told = Attributes(&raw.attributes);
         let Some(id) = told.number(6) else { return };
+        if self.packets.len() >= MOST && !self.packets.contains_key(&id) {
+            return;
+        }
         let packet = self.packets.entry(id).or_default();
         if let Some(header) = told.get(8) {
             packet.addresses = packet.addresses.or(addresses(header));
@@ -186,6 +196,7 @@ impl Packet {
             source,
             destination,
             end,
+            output: name(ruleset, self.devices.1),
         })
     }
 
@@ -194,16 +205,11 @@ impl Packet {
         let Some((source, destination)) = self.addresses else {
             return End::LostIn(hook);
         };
-        let name = |index: Option<u32>| {
-            let mut devices = ruleset.devices.iter();
-            let found = devices.find(|(_, number)| Some(*number) == index);
-            found.map(|(name, _)| name.clone())
-        };
         let packets = Packets {
             source: vec![IpNetwork::from(source)],
             destination: vec![IpNetwork::from(destination)],
-            input: name(self.devices.0),
-            output: name(self.devices.1),
+            input: name(ruleset, self.devices.0),
+            output: name(ruleset, self.devices.1),
             protocol: Some(UDP),
             port: self.port,
             ..Packets::new(hook, Family::of(source))
@@ -212,6 +218,12 @@ impl Packet {
         let legacy = drops.find(|drop| drop.rule.program == Program::LegacyIptables);
         legacy.map_or(End::LostIn(hook), |drop| End::Dropped(Box::new(drop.rule)))
     }
+}
+
+fn name(ruleset: &Ruleset, device: Option<u32>) -> Option<String> {
+    let mut devices = ruleset.devices.iter();
+    let found = devices.find(|(_, number)| Some(*number) == device);
+    found.map(|(name, _)| name.clone())
 }
 
 impl Ruleset {

@@ -12,7 +12,7 @@ use super::nexthop::{RTM_DELNEXTHOP, RTM_NEWNEXTHOP};
 use super::request::{byte, messages, number};
 use super::route::{RTM_DELROUTE, RTM_NEWROUTE};
 use super::vxlan::{RTM_DELNEIGH, RTM_NEWNEIGH};
-use crate::settings::{PROTOCOL, TABLE_NAME};
+use crate::settings::{PROTOCOL, TABLE_NAME, TRACE_TABLE};
 
 const NFNLGRP_NFTABLES: u32 = 7;
 const RTNLGRP_LINK: u32 = 1;
@@ -148,12 +148,46 @@ fn about_routes(bytes: &[u8], vxlan: u32) -> Event {
     events.max().unwrap_or(Event::Look)
 }
 
-/// Every message about our table has its name in it.
+/// Every message about our table has its name in it; so has that about one which only marks packets
+/// for a moment.
 fn about_nft(bytes: &[u8]) -> Event {
-    let name = TABLE_NAME.as_bytes();
-    if bytes.windows(name.len()).any(|window| window == name) {
-        Event::Guard
-    } else {
-        Event::Foreign
+    let has = |body: &[u8], name: &str| {
+        let name = name.as_bytes();
+        body.windows(name.len()).any(|window| window == name)
+    };
+    let events = messages(bytes).map(|(_, body)| {
+        if has(body, TRACE_TABLE) {
+            Event::Nothing
+        } else if has(body, TABLE_NAME) {
+            Event::Guard
+        } else {
+            Event::Foreign
+        }
+    });
+    events.max().unwrap_or(Event::Guard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_that_only_marks_packets_is_not_taken_for_our_guard() {
+        let about = |tables: &[&str]| {
+            let mut bytes = vec![];
+            for table in tables {
+                let mut body = table.as_bytes().to_vec();
+                body.resize(body.len().next_multiple_of(4), 0);
+                bytes.extend((16 + body.len() as u32).to_ne_bytes());
+                bytes.extend([0; 12]);
+                bytes.extend(body);
+            }
+            about_nft(&bytes)
+        };
+        assert_eq!(about(&["causeway"]), Event::Guard);
+        assert_eq!(about(&["filter"]), Event::Foreign);
+        assert_eq!(about(&["causeway-trace-17"]), Event::Nothing);
+        assert_eq!(about(&["causeway-trace-17", "filter"]), Event::Foreign);
+        assert_eq!(about(&["causeway-trace-17", "causeway"]), Event::Guard);
     }
 }

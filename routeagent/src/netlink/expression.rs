@@ -13,7 +13,7 @@ use crate::guard::{Rule, SetName, Term};
 use crate::inspect::Flow;
 use crate::wanted::Family;
 
-type Expression = ListAttribute<ExpressionAttribute>;
+pub(super) type Expression = ListAttribute<ExpressionAttribute>;
 
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
@@ -45,6 +45,29 @@ pub(super) fn masquerade() -> Expression {
 /// Marks what is of `flow`.
 pub(super) fn traced(flow: &Flow) -> Vec<Expression> {
     const TRACE: u32 = 12;
+    let mut all = of_flow(flow);
+    all.extend([
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Reg1),
+            Immediate::Data(DataAttribute::Value(vec![1])),
+        ])
+        .into(),
+        Expressions::Meta(vec![
+            Meta::Key(MetaKey::from(TRACE)),
+            Meta::SourceRegister(Register::Reg1),
+        ])
+        .into(),
+    ]);
+    all
+}
+
+pub(super) fn dropped(flow: &Flow) -> Vec<Expression> {
+    let mut all = of_flow(flow);
+    all.extend(term(&Term::Drop));
+    all
+}
+
+fn of_flow(flow: &Flow) -> Vec<Expression> {
     let mut all = vec![];
     for (address, (v4_offset, v6_offset)) in
         [(flow.source, SOURCE_AT), (flow.destination, DESTINATION_AT)]
@@ -64,18 +87,6 @@ pub(super) fn traced(flow: &Flow) -> Vec<Expression> {
             .into_iter()
             .flat_map(|port| term(&Term::UdpTo(port))),
     );
-    all.extend([
-        Expressions::Immediate(vec![
-            Immediate::DestinationRegister(Register::Reg1),
-            Immediate::Data(DataAttribute::Value(vec![1])),
-        ])
-        .into(),
-        Expressions::Meta(vec![
-            Meta::Key(MetaKey::from(TRACE)),
-            Meta::SourceRegister(Register::Reg1),
-        ])
-        .into(),
-    ]);
     all
 }
 

@@ -8,7 +8,7 @@ use netlink_packet_netfilter::nftables::NfTablesMessage;
 
 use super::Refused;
 use super::nft::{Nft, serialize};
-use super::request::{INTERRUPTED, TRIES};
+use super::request::{INTERRUPTED, TRIES, attributes};
 
 const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
@@ -54,6 +54,32 @@ impl Nft {
                 return Ok(all);
             }
         }
+    }
+
+    /// How many transactions there were, whoever made them; it begins anew after the largest number.
+    pub(crate) fn generation(&self) -> io::Result<u32> {
+        const GET_GENERATION: u16 = (10 << 8) | 16;
+        const REQUEST: u16 = 1;
+        const LENGTH: u32 = 20;
+        const ID: u16 = 1;
+        let mut request = LENGTH.to_ne_bytes().to_vec();
+        request.extend(GET_GENERATION.to_ne_bytes());
+        request.extend(REQUEST.to_ne_bytes());
+        request.extend([0; 12]);
+        self.clear();
+        self.socket().send(&request, 0)?;
+        let (bytes, _) = self.socket().recv_from_full()?;
+        for message in Messages(&bytes) {
+            if message.kind == ERROR {
+                told(message.payload)?;
+            } else if let Some(raw) = message.raw()
+                && let Some((_, id)) = attributes(&raw.attributes).find(|(kind, _)| *kind == ID)
+                && let Ok(id) = id.try_into()
+            {
+                return Ok(u32::from_be_bytes(id));
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into())
     }
 
     /// Whether it was one state.

@@ -11,6 +11,7 @@ use netlink_packet_netfilter::nftables::{
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
+use super::expression::Expression;
 use super::nft::Nft;
 use super::raw::{Messages, Raw};
 use super::{Refused, expression};
@@ -20,6 +21,8 @@ use crate::settings::TRACE_TABLE;
 
 /// The kernel's group for them (NFNLGRP_NFTRACE).
 const GROUP: u32 = 9;
+/// Messages that are taken at once: whoever sends what is marked all the time is not waited for.
+const MOST: usize = 1024;
 /// Of nf_tables' messages, in the upper half its subsystem (NFT_MSG_TRACE).
 const TRACED: u16 = (10 << 8) | 17;
 
@@ -45,10 +48,10 @@ impl Marks {
         Ok(Marks { nft, events, table })
     }
 
-    /// What has been told since.
+    /// What has been told since, or the first of it.
     pub(crate) fn told(&self) -> io::Result<Vec<Raw>> {
         let mut all = vec![];
-        loop {
+        while all.len() < MOST {
             match self.events.recv_from_full() {
                 Ok((bytes, _)) => {
                     let raws = Messages(&bytes).filter_map(|message| message.raw());
@@ -60,6 +63,7 @@ impl Marks {
                 Err(error) => return Err(error),
             }
         }
+        Ok(all)
     }
 }
 
@@ -100,18 +104,28 @@ fn batch(table: &str, flows: &[Flow]) -> Vec<Step> {
             let name = format!("{hook}-{end}");
             batch.push((inet, NLM_F_CREATE, chain(table, &name, hook, priority)));
             let begins = matches!(hook, Hook::Prerouting | Hook::Output) && end == "first";
-            for flow in flows.iter().filter(|_| begins) {
-                let attributes = vec![
-                    RuleAttribute::Table(table.to_owned()),
-                    RuleAttribute::Chain(name.clone()),
-                    RuleAttribute::Expressions(expression::traced(flow)),
-                ];
-                let rule = NfTablesMessage::NewRule(RuleMessage { attributes });
-                batch.push((inet, NLM_F_CREATE | NLM_F_APPEND, rule));
+            let leaves = hook == Hook::Postrouting && end == "last";
+            for flow in flows {
+                if begins {
+                    batch.push(rule(table, &name, expression::traced(flow)));
+                } else if leaves && flow.stays {
+                    batch.push(rule(table, &name, expression::dropped(flow)));
+                }
             }
         }
     }
     batch
+}
+
+fn rule(table: &str, chain: &str, expressions: Vec<Expression>) -> Step {
+    let attributes = vec![
+        RuleAttribute::Table(table.to_owned()),
+        RuleAttribute::Chain(chain.to_owned()),
+        RuleAttribute::Expressions(expressions),
+    ];
+    let rule = NfTablesMessage::NewRule(RuleMessage { attributes });
+    let flags = NLM_F_CREATE | NLM_F_APPEND;
+    (NetfilterProtoFamily::Inet, flags, rule)
 }
 
 fn chain(table: &str, name: &str, hook: Hook, priority: i32) -> NfTablesMessage {

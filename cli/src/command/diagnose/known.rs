@@ -18,6 +18,7 @@ use proto::key::MeshId;
 use proto::ledger::PrefixState;
 use proto::token::{Token, TokenBroker};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::Arguments;
 use crate::secret;
@@ -128,7 +129,7 @@ impl Known {
         if !socket.exists() {
             return None;
         }
-        let told = status(socket);
+        let told = get(socket, "/status", PATIENCE);
         if let Err(why) = &told {
             self.silent.push(format!("{}: {why}", socket.display()));
         }
@@ -212,14 +213,18 @@ impl Known {
     }
 }
 
-/// `GET /status`.
-fn status(socket: &Path) -> Result<Told, String> {
+/// What a daemon answers on its socket.
+pub(super) fn get<T: DeserializeOwned>(
+    socket: &Path,
+    page: &str,
+    patience: Duration,
+) -> Result<T, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut stream = UnixStream::connect(socket).map_err(text)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(text)?;
-    stream.set_write_timeout(Some(PATIENCE)).map_err(text)?;
+    stream.set_read_timeout(Some(patience)).map_err(text)?;
+    stream.set_write_timeout(Some(patience)).map_err(text)?;
     stream
-        .write_all(b"GET /status HTTP/1.0\r\nHost: node\r\n\r\n")
+        .write_all(format!("GET {page} HTTP/1.0\r\nHost: node\r\n\r\n").as_bytes())
         .map_err(text)?;
     let mut answer = Vec::new();
     stream.take(MOST).read_to_end(&mut answer).map_err(text)?;
