@@ -7,6 +7,7 @@
 mod candidate;
 mod choice;
 mod newcomer;
+mod rtt;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use super::{CandidateState, PathKind};
 use candidate::{Candidate, is_usable, plain};
 pub(crate) use newcomer::Strangers;
 use newcomer::{Leap, Newcomers};
+pub(crate) use rtt::Rtt;
 
 const MAX_CANDIDATES: usize = 16;
 /// Of these at most so many are observed or told, so that a record's always find room.
@@ -63,45 +65,6 @@ pub(crate) enum PathOutput {
     /// Tell the other side where we can be found, so that both probe at the same moment.
     TellCandidates,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rtt {
-    pub(crate) smoothed: Duration,
-    pub(crate) deviation: Duration,
-}
-
-impl Rtt {
-    pub(crate) fn first(sample: Duration) -> Rtt {
-        Rtt {
-            smoothed: sample,
-            deviation: sample / 2,
-        }
-    }
-
-    /// The same for who waits by it: a single sample does not count for more than twice what was to
-    /// be expected. An answer that waited while the other side was stopped says nothing of the path,
-    /// and would make us wait as long the next time that side is said to be dead.
-    pub(crate) fn with_at_most_twice(self, sample: Duration) -> Rtt {
-        self.with(sample.min(self.limit() * 2 + JUMP))
-    }
-
-    /// The weights of RFC 6298.
-    pub(crate) fn with(self, sample: Duration) -> Rtt {
-        let off = self.smoothed.abs_diff(sample);
-        Rtt {
-            smoothed: (self.smoothed * 7 + sample) / 8,
-            deviation: (self.deviation * 3 + off) / 4,
-        }
-    }
-
-    /// An answer that has not come by then is hardly on its way.
-    pub(crate) fn limit(self) -> Duration {
-        self.smoothed + self.deviation * 4
-    }
-}
-
-/// By so much a round trip may grow at once, however short it was.
-const JUMP: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub(crate) struct Paths {
