@@ -383,7 +383,7 @@ impl Daemon {
             .handle_knowledge(self.view.knowledge.clone(), now);
         self.tell_proven();
         self.tell_table();
-        self.hellos.handle_view(&self.view);
+        self.hellos.handle_view(&self.view, boottime());
         self.facts_are_old = true;
     }
 
@@ -391,6 +391,9 @@ impl Daemon {
     async fn sweep(&mut self) {
         let now = boottime();
         self.count(now);
+        if self.hellos.is_disputed() {
+            self.hellos.handle_view(&self.view, now);
+        }
         for (gateway, id) in self.pings.due(now) {
             self.links.handle_ping(&gateway, id, now);
         }

@@ -347,7 +347,11 @@ impl Agent {
         self.tell(&problems);
         self.applied.send_replace(Some(facts));
         self.keep(mended);
-        if is_known { wait.min(FOREIGN) } else { wait }
+        if is_known || self.filters.is_of_before() {
+            wait.min(FOREIGN)
+        } else {
+            wait
+        }
     }
 
     /// With what others have, as it was last found.

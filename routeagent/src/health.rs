@@ -63,6 +63,7 @@ pub struct Health {
     mode: Mode,
     /// Probes have had their routes for long enough.
     is_proven: bool,
+    holds_probes: bool,
     other_lan: Option<IpAddr>,
     gateways: BTreeMap<PublicKey, Gateway>,
     by_tag: HashMap<Tag, PublicKey>,
@@ -84,6 +85,7 @@ impl Health {
             own,
             mode: Mode::Undecided,
             is_proven: false,
+            holds_probes: false,
             other_lan: None,
             gateways: BTreeMap::new(),
             by_tag: HashMap::new(),
@@ -137,6 +139,11 @@ impl Health {
             self.is_proven = is_proven;
             self.settle(now);
         }
+    }
+
+    /// While the kernel lacks their routes none is sent, and none counts as lost.
+    pub const fn hold_probes(&mut self, holds: bool) {
+        self.holds_probes = holds;
     }
 
     /// This node's LAN address in the family that its questions do not travel in; what goes to an
@@ -210,7 +217,9 @@ impl Health {
     }
 
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let of_gateways = self.gateways.values().map(|one| one.poll_timeout(self.now));
+        let probes = !self.holds_probes;
+        let of_gateways = self.gateways.values();
+        let of_gateways = of_gateways.map(|one| one.poll_timeout(probes, self.now));
         of_gateways.chain(self.returning).min()
     }
 
@@ -257,6 +266,9 @@ impl Health {
             if let Some((to, ask)) = gateway.poll_other(&says, now) {
                 let datagram = Message::Ask(ask).seal(self.tag, &gateway.at.key);
                 self.transmits.push_back((to, datagram));
+            }
+            if self.holds_probes {
+                continue;
             }
             let nonce = || {
                 nonces += 1;

@@ -436,7 +436,8 @@ impl Daemon {
         }
         self.look_at_kernel();
         while let Some((to, datagram)) = self.health.poll_transmit() {
-            // Without its own route a probe would leave by the way to the internet.
+            // One that was due at this very moment: without its own route it would leave by the way
+            // to the internet.
             if self.applied.is_some() || !is_probe_address(to.ip()) {
                 self.hellos.send(to, &datagram);
             }
@@ -462,6 +463,7 @@ impl Daemon {
         } else if self.applied.is_none() {
             self.applied = Some(boottime());
         }
+        self.health.hold_probes(self.applied.is_none());
     }
 
     // ---- what others are told ---------------------------------------------------------------

@@ -84,14 +84,11 @@ fn a_gateway_behind_a_nat_is_looked_at_from_broker_to_path() {
         assert_eq!(of(&checks, name, "passed").len(), 2, "{name}: {checks:#?}");
     }
     assert_eq!(of(&checks, "nat", "warning").len(), 1, "{checks:#?}");
-    let (checks, _) = diagnose(&mesh.sites[1].gateways[0]);
+    let far = &mesh.sites[1].gateways[0];
+    let (checks, _) = diagnose(far);
     assert_eq!(of(&checks, "nat", "passed").len(), 1, "{checks:#?}");
     // One of each family.
-    assert_eq!(
-        of(&checks, "tunnel-to-lan", "passed").len(),
-        2,
-        "{checks:#?}"
-    );
+    tried(far, "passed", 2);
 
     // A container network that is another site's, and somebody's way to a part of it.
     let namespace = &gateway.namespace;
@@ -120,8 +117,7 @@ fn a_gateway_behind_a_nat_is_looked_at_from_broker_to_path() {
     let found = of(&checks, "masquerade", "failed");
     assert_eq!(found.len(), 1, "{checks:#?}");
     // It is tried, too: no packet gets through.
-    let found = of(&checks, "tunnel-to-lan", "failed");
-    assert_eq!(found.len(), 1, "{checks:#?}");
+    let found = tried(gateway, "failed", 1);
     let [saw, next] = ["saw", "next"].map(|key| found[0][key].as_str().unwrap());
     assert!(
         saw.contains("is dropped on this host by ip filter FORWARD: policy drop"),
@@ -140,15 +136,27 @@ fn a_gateway_behind_a_nat_is_looked_at_from_broker_to_path() {
     mesh.watch.assert_clean();
 }
 
+/// The checks of the way from the tunnel to the LAN, once so many have this result: on a busy
+/// machine the kernel tells of a packet late.
+fn tried(gateway: &GatewayNode, result: &str, count: usize) -> Vec<Value> {
+    let mut found = vec![];
+    wait_for("packets out of the tunnel are tried", PATIENCE, || {
+        let (checks, _) = diagnose(gateway);
+        let checks = of(&checks, "tunnel-to-lan", result).into_iter();
+        found = checks.cloned().collect();
+        found.len() == count
+    })
+    .unwrap();
+    found
+}
+
 /// By reading it cannot be said whether it holds.
 fn a_rule_is_named_that_only_a_packet_can_find(gateway: &GatewayNode) {
     let namespace = &gateway.namespace;
     namespace
         .sh("iptables -P FORWARD ACCEPT && nft 'add table inet odd; add chain inet odd passing { type filter hook forward priority 5; }; add rule inet odd passing meta length 20-50000 counter drop'")
         .unwrap();
-    let (checks, _) = diagnose(gateway);
-    let found = of(&checks, "tunnel-to-lan", "failed");
-    assert_eq!(found.len(), 2, "{checks:#?}");
+    let found = tried(gateway, "failed", 2);
     let saw = found[0]["saw"].as_str().unwrap();
     assert!(saw.contains("by inet odd passing handle"), "{saw}");
     // What was found out so is in the status as well, until it is gone.
@@ -163,7 +171,7 @@ fn a_rule_is_named_that_only_a_packet_can_find(gateway: &GatewayNode) {
     wait_for("status names the rule", PATIENCE, is_told).unwrap();
     namespace.sh("nft delete table inet odd").unwrap();
     wait_for("status has forgotten the rule", PATIENCE, || !is_told()).unwrap();
-    // Nobody on the LAN has seen a probe, and nothing of the trials stays.
+    // Nothing of the trials stays.
     let left = namespace.sh("nft list tables").unwrap();
     assert!(!left.contains("causeway-trace"), "{left}");
 }

@@ -31,7 +31,7 @@ use crate::plane::Command;
 use crate::roster;
 use crate::status::Agent;
 use sockets::{Failed, Sockets};
-use taken::{Taken, taken};
+use taken::{Claim, Taken, taken};
 
 /// A table of many parts goes to all agents whenever it has changed: not more often than this for
 /// each part.
@@ -113,8 +113,13 @@ impl Hellos {
         })
     }
 
+    /// Several records name one address: whose it is changes with who is heard.
+    pub(super) const fn is_disputed(&self) -> bool {
+        !self.taken.is_empty()
+    }
+
     /// Who there is in our site.
-    pub(super) fn handle_view(&mut self, view: &View) {
+    pub(super) fn handle_view(&mut self, view: &View, now: Duration) {
         let peers = view
             .peers
             .iter()
@@ -123,9 +128,23 @@ impl Hellos {
             .clone()
             .filter_map(|(_, peer)| peer.lan_address)
             .collect();
+        let heard: BTreeSet<(PublicKey, IpAddr)> = self
+            .shared
+            .agents()
+            .statuses(now)
+            .into_iter()
+            .filter(|status| status.is_heard)
+            .filter_map(|status| Some((status.identity, status.address?)))
+            .collect();
         let taken = taken(peers.clone().filter_map(|(identity, peer)| {
-            let name = &peer.node.record.node;
-            Some((peer.joined, *identity, name, peer.lan_address?))
+            let lan = peer.lan_address?;
+            Some(Claim {
+                is_heard: heard.contains(&(*identity, lan)),
+                joined: peer.joined,
+                identity: *identity,
+                name: &peer.node.record.node,
+                lan,
+            })
         }));
         let is_member = view.standing == Standing::Good;
         let known: BTreeMap<PublicKey, AgentAt> = peers

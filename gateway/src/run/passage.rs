@@ -146,6 +146,10 @@ impl Daemon {
         }
         let own = self.whereabouts.lan();
         let ways = ways::ways(&self.view, self.whereabouts.interfaces(), own);
+        if ways.is_empty() {
+            // What was found is of a way that is no more.
+            self.passage.last = None;
+        }
         let is_changed = self.passage.is_changed(&ways);
         let is_due = self.passage.pace.is_due(is_changed, now) && !ways.is_empty();
         if is_asked || is_due {

@@ -6,7 +6,7 @@ use netlink_packet_netfilter::NetfilterProtoFamily;
 use tokio::sync::oneshot;
 
 use super::see::Seen;
-use super::tun;
+use super::{FOREIGN, tun};
 use crate::facts::{Exit, Facts, Mode};
 use crate::inspect::{Accept, Judged, Listening, Program, Ruleset, Situation, Topic, judge};
 use crate::netlink::Refused;
@@ -25,6 +25,10 @@ pub(super) struct Filters {
     /// What is being read, on a thread of its own: neither very many rules nor a program that does
     /// not answer may keep repairs waiting.
     reading: Option<oneshot::Receiver<Answer>>,
+    /// When a chain was opened last.
+    opened: Option<Instant>,
+    /// What is known is of facts or interfaces that have changed since.
+    is_of_before: bool,
 }
 
 /// What was judged for which situation, when, and how long it took.
@@ -57,7 +61,11 @@ impl Filters {
         seen: &Seen,
         settings: &Settings,
     ) -> Result<Vec<Problem>, Refused> {
-        let opens = settings.open_forward.then(|| tun(facts)).flatten();
+        // Whoever closes it again and again is not answered faster than this.
+        let may_open = self.opened.is_none_or(|at| at.elapsed() >= FOREIGN);
+        let opens = (settings.open_forward && may_open)
+            .then(|| tun(facts))
+            .flatten();
         let mut has_opened = false;
         if let Some(tun) = opens {
             let mut chains = nft.forward_chains()?;
@@ -70,12 +78,21 @@ impl Filters {
         let situation = situation(facts, seen);
         if has_opened {
             // What was read, or is just being read, is of before.
-            *self = Filters::default();
+            *self = Filters {
+                opened: Some(Instant::now()),
+                ..Filters::default()
+            };
         }
+        let is_of = |last: &Answer| last.situation == situation;
+        self.is_of_before = !self.last.as_ref().is_some_and(is_of);
         if self.is_old(&situation) {
             self.ask(situation);
         }
         Ok(self.judged().iter().filter_map(problem).collect())
+    }
+
+    pub(super) const fn is_of_before(&self) -> bool {
+        self.is_of_before
     }
 
     fn judged(&self) -> &[Judged] {

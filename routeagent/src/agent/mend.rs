@@ -228,6 +228,10 @@ impl Agent {
             let (about_routes, refused) = route::apply(&self.raw, rest, &indexes);
             failed.extend(refused);
             rest = rest.get(about_routes..).unwrap_or_default();
+            // Of routes some are left only if the kernel took none of a batch.
+            if about_routes > 0 {
+                continue;
+            }
             if let Some((first, others)) = rest.split_first() {
                 failed.extend(self.apply_one(first, seen).await.err());
                 rest = others;
@@ -366,6 +370,7 @@ fn closed(facts: &Facts, wanted: &Wanted, table: u32) -> BTreeSet<IpNetwork> {
     let mut closed: BTreeSet<IpNetwork> = asked
         .filter(|(_, remote)| !remote.by.is_empty())
         .map(|(prefix, _)| *prefix)
+        .filter(|prefix| plan::refusal(facts, *prefix).is_none())
         .collect();
     if !closed.is_empty() {
         for (place, way) in &wanted.routes {

@@ -27,22 +27,18 @@ pub(super) fn hops(gateway: &Neighbour) -> impl Iterator<Item = IpNetwork> {
 /// they are forged. Everything stays tracked: it begins or ends on this node.
 fn arriving(gateways: &Gateways, devices: &Devices) -> Chain {
     let mut rules = vec![];
-    let known: Vec<u32> = devices.inner.values().copied().collect();
+    let mut known: Vec<u32> = devices.inner.values().copied().collect();
     if gateways.has(Mode::Vxlan) {
         rules.extend(vxlan_port(gateways.vxlan.port, devices));
     }
     rules.extend(forged(&known));
     // Where the site's network is not known, nothing can be told apart.
     if !known.is_empty() {
-        let is_open = gateways.has(Mode::Direct);
-        let inner = known.into_iter().filter(|_| is_open);
-        let known: Vec<u32> = inner.chain([devices.vxlan, LOOPBACK]).collect();
+        known.extend([devices.vxlan, LOOPBACK]);
         rules.extend(Family::BOTH.map(|family| {
             let mut terms: Vec<Term> = known.iter().map(|index| from(false, *index)).collect();
-            terms.push(Term::Source(SetName::Mesh(family)));
-            // What tries the site's own network comes back by it while it is not used.
-            terms.extend((!is_open).then_some(Term::SourceNot(SetName::Probes(family))));
-            terms.extend([Term::Count, Term::Drop]);
+            let mesh = Term::Source(SetName::Mesh(family));
+            terms.extend([mesh, Term::Count, Term::Drop]);
             Rule(terms)
         }));
     }

@@ -471,10 +471,11 @@ impl Gateway {
         self.fails || !self.passes && self.remote.is_some_and(|remote| !remote.forwards)
     }
 
-    pub(super) fn poll_timeout(&self, now: Duration) -> Duration {
+    pub(super) fn poll_timeout(&self, with_probes: bool, now: Duration) -> Duration {
         let hold = self.hold.until.filter(|until| now < *until);
         let probes = [self.direct.poll_timeout(), self.vxlan.poll_timeout()];
-        let probes = probes.into_iter().flatten().filter(|_| self.may_probe());
+        let may_probe = with_probes && self.may_probe();
+        let probes = probes.into_iter().flatten().filter(|_| may_probe);
         let other = self.other.poll_timeout();
         probes
             .chain(hold)

@@ -29,6 +29,8 @@ const RTNLGRP_NEXTHOP: u32 = 32;
 /// Of buckets, which change with every flow that comes after a pause.
 const RTM_NEWNEXTHOPBUCKET: u16 = 116;
 const RTM_DELNEXTHOPBUCKET: u16 = 117;
+/// Of nftables.
+const NEW_GENERATION: u16 = 10 << 8 | 15;
 /// Bytes; a burst of a few thousand changes fits.
 const BUFFER: usize = 1 << 22;
 /// Longer than any message about a route.
@@ -155,8 +157,9 @@ fn about_nft(bytes: &[u8]) -> Event {
         let name = name.as_bytes();
         body.windows(name.len()).any(|window| window == name)
     };
-    let events = messages(bytes).map(|(_, body)| {
-        if has(body, TRACE_TABLE) {
+    let events = messages(bytes).map(|(kind, body)| {
+        // The number of the ruleset comes after whatever changed it.
+        if kind == NEW_GENERATION || has(body, TRACE_TABLE) {
             Event::Nothing
         } else if has(body, TABLE_NAME) {
             Event::Guard

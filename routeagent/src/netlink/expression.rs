@@ -67,21 +67,36 @@ pub(super) fn dropped(flow: &Flow) -> Vec<Expression> {
     all
 }
 
+/// What this node's kernel would tell the source of such a packet about it.
+pub(super) fn errors_dropped(flow: &Flow) -> Vec<Expression> {
+    let Some(source) = flow.source else {
+        return vec![];
+    };
+    let icmp = if source.is_ipv4() { 1 } else { 58 };
+    let mut all = is_at(source, DESTINATION_AT);
+    all.extend([load(MetaKey::L4Proto), compare(true, vec![icmp])]);
+    all.extend(term(&Term::Drop));
+    all
+}
+
+fn is_at(address: IpAddr, (v4_offset, v6_offset): (u32, u32)) -> Vec<Expression> {
+    let (offset, bytes) = match address {
+        IpAddr::V4(v4) => (v4_offset, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (v6_offset, v6.octets().to_vec()),
+    };
+    let mut all = is_family(Family::of(address));
+    all.push(payload(NETWORK_HEADER, offset, bytes.len() as u32));
+    all.push(compare(true, bytes));
+    all
+}
+
 fn of_flow(flow: &Flow) -> Vec<Expression> {
-    let mut all = vec![];
-    for (address, (v4_offset, v6_offset)) in
-        [(flow.source, SOURCE_AT), (flow.destination, DESTINATION_AT)]
-    {
-        let Some(address) = address else { continue };
-        let family = Family::of(address);
-        let (offset, bytes) = match address {
-            IpAddr::V4(v4) => (v4_offset, v4.octets().to_vec()),
-            IpAddr::V6(v6) => (v6_offset, v6.octets().to_vec()),
-        };
-        all.extend(is_family(family));
-        all.push(payload(NETWORK_HEADER, offset, bytes.len() as u32));
-        all.push(compare(true, bytes));
-    }
+    let ends = [(flow.source, SOURCE_AT), (flow.destination, DESTINATION_AT)];
+    let ends = ends.into_iter();
+    let mut all: Vec<Expression> = ends
+        .filter_map(|(address, at)| Some(is_at(address?, at)))
+        .flatten()
+        .collect();
     all.extend(
         flow.port
             .into_iter()

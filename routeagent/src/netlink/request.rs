@@ -26,6 +26,7 @@ pub(super) const INTERRUPTED: u16 = 0x10;
 pub(super) const TRIES: usize = 5;
 /// Sent at once; as many refusals fit the receive buffer of a host that nobody tuned.
 const AT_ONCE: usize = 256;
+const BYTES_AT_ONCE: usize = 1 << 16;
 
 /// Speaks with rtnetlink. The kernel has answered when a request returns, so nothing waits.
 pub(crate) struct Requests {
@@ -72,7 +73,8 @@ impl Requests {
         let mut changes = changes.into_iter().peekable();
         while let Some((message, flags)) = changes.next() {
             count += 1;
-            let is_last = count == AT_ONCE || changes.peek().is_none();
+            let is_full = count == AT_ONCE || bytes.len() >= BYTES_AT_ONCE;
+            let is_last = is_full || changes.peek().is_none();
             // The answer to the last is the end; of the others only refusals are told.
             let ack = if is_last { NLM_F_ACK } else { 0 };
             bytes.extend(message.finish(NLM_F_REQUEST | ack | flags, count as u32));

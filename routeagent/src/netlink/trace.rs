@@ -105,11 +105,14 @@ fn batch(table: &str, flows: &[Flow]) -> Vec<Step> {
             batch.push((inet, NLM_F_CREATE, chain(table, &name, hook, priority)));
             let begins = matches!(hook, Hook::Prerouting | Hook::Output) && end == "first";
             let leaves = hook == Hook::Postrouting && end == "last";
+            let answers = hook == Hook::Output && end == "last";
             for flow in flows {
                 if begins {
                     batch.push(rule(table, &name, expression::traced(flow)));
                 } else if leaves && flow.stays {
                     batch.push(rule(table, &name, expression::dropped(flow)));
+                } else if answers && flow.stays && flow.source.is_some() {
+                    batch.push(rule(table, &name, expression::errors_dropped(flow)));
                 }
             }
         }

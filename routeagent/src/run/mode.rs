@@ -282,7 +282,11 @@ impl Choosing {
 
     fn look_for_return(&mut self, alive: &[&Seen], now: Duration) {
         let passes = |one: &&Seen| one.direct == Some(true);
-        let is_stuck = alive.iter().all(|one| one.vxlan == Some(false));
+        // One that does not forward yet is not tried, and says nothing.
+        let mut tried = alive
+            .iter()
+            .filter(|one| one.direct.is_some() || one.vxlan.is_some());
+        let is_stuck = tried.all(|one| one.vxlan == Some(false));
         if is_stuck && alive.iter().any(passes) {
             if now >= self.calm {
                 self.vxlan_failed = true;

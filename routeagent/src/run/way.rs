@@ -44,7 +44,8 @@ impl Daemon {
             let why = self.mode.why().sentence();
             tracing::info!(from = ?before, to = ?self.mode.used(), why, "mode");
         }
-        if self.mode.programmed() != programmed && self.kernel.is_told() {
+        // Nobody sends by a way that was never chosen.
+        if before.is_some() && self.mode.programmed() != programmed && self.kernel.is_told() {
             self.turned = Some(now);
         }
         if let (Some(used), Asked::Auto) = (self.mode.used(), self.options.mode)

@@ -54,7 +54,18 @@ impl AgentNode {
         }
         for site in sites {
             let prefixes = status["prefixes"].as_array().cloned().unwrap_or_default();
-            let mut of_site = prefixes.iter().filter(|prefix| prefix["site"] == *site);
+            // What is IPv6 alone has no address to send IPv4 from.
+            let wanted = |prefix: &Value| {
+                let is_v6 = || {
+                    prefix["prefix"]
+                        .as_str()
+                        .is_some_and(|one| one.contains(':'))
+                };
+                self.lan.is_ipv4() || is_v6()
+            };
+            let mut of_site = prefixes
+                .iter()
+                .filter(|prefix| prefix["site"] == *site && wanted(prefix));
             let reached = |prefix: &Value| {
                 let by = prefix["gateways"].as_array().map_or(0, Vec::len);
                 prefix["state"] == "reachable" && by == gateways.len()

@@ -8,7 +8,7 @@ use node::status::Problem;
 use proto::key::PublicKey;
 use proto::name::Name;
 
-/// A node whose record names an address that another's does, which joined before.
+/// A node whose record names an address that another's does, to whom it is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     pub(super) identity: PublicKey,
@@ -22,7 +22,7 @@ impl Taken {
         let Taken { name, lan, by, .. } = self;
         Problem::new(
             format!(
-                "the records of {by} and {name} name the same LAN address, {lan}: it is taken for {by}'s, which joined before, and {name} is not reached by VXLAN"
+                "the records of {by} and {name} name the same LAN address, {lan}: it is taken for {by}'s, and {name} is not reached by VXLAN"
             ),
             format!(
                 "if {by} is gone, revoke it where the authority is (`causeway node revoke {by}`); else give {name} an address of its own, or name the right one with --address"
@@ -31,23 +31,33 @@ impl Taken {
     }
 }
 
-/// Of nodes of one site, with where each stands in the order of joining.
-pub(super) fn taken<'a>(
-    nodes: impl Iterator<Item = ((u64, u32), PublicKey, &'a Name, IpAddr)>,
-) -> Vec<Taken> {
-    let mut nodes: Vec<_> = nodes.collect();
-    nodes.sort_by_key(|(joined, identity, ..)| (*joined, *identity));
+/// What the record of a node of this site says.
+pub(super) struct Claim<'a> {
+    /// It answers at this very address now.
+    pub(super) is_heard: bool,
+    /// Where it stands in the order of joining.
+    pub(super) joined: (u64, u32),
+    pub(super) identity: PublicKey,
+    pub(super) name: &'a Name,
+    pub(super) lan: IpAddr,
+}
+
+/// Whoever is heard at the address has it: a machine that got the address of one that is no more.
+/// Of several, and where none is, the one that joined first.
+pub(super) fn taken<'a>(claims: impl Iterator<Item = Claim<'a>>) -> Vec<Taken> {
+    let mut claims: Vec<_> = claims.collect();
+    claims.sort_by_key(|claim| (!claim.is_heard, claim.joined, claim.identity));
     let mut first: BTreeMap<IpAddr, &Name> = BTreeMap::new();
     let mut taken = Vec::new();
-    for (_, identity, name, lan) in nodes {
-        match first.entry(lan) {
+    for claim in claims {
+        match first.entry(claim.lan) {
             Entry::Vacant(free) => {
-                free.insert(name);
+                free.insert(claim.name);
             }
             Entry::Occupied(by) => taken.push(Taken {
-                identity,
-                name: name.clone(),
-                lan,
+                identity: claim.identity,
+                name: claim.name.clone(),
+                lan: claim.lan,
                 by: (*by.get()).clone(),
             }),
         }
@@ -62,23 +72,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_the_one_s_who_joined_first() {
+    fn an_address_is_the_one_s_who_is_heard_there_or_joined_first() {
         let identity = |number| SigningKey::from_seed(&[number; 32]).public();
         let names: Vec<Name> = ["new", "old", "other", "newest"]
             .map(|name| name.parse().unwrap())
             .into();
         let lan = |last| IpAddr::from([10, 1, 0, last]);
         let nodes = [
-            ((7, 1), identity(1), &names[0], lan(1)),
-            ((7, 0), identity(2), &names[1], lan(1)),
-            ((9, 0), identity(3), &names[2], lan(2)),
-            ((8, 5), identity(4), &names[3], lan(1)),
+            ((7, 1), 1, &names[0], lan(1)),
+            ((7, 0), 2, &names[1], lan(1)),
+            ((9, 0), 3, &names[2], lan(2)),
+            ((8, 5), 4, &names[3], lan(1)),
         ];
-        let expected = [1, 4].map(identity);
-        let found = taken(nodes.into_iter());
-        let who: Vec<PublicKey> = found.iter().map(|one| one.identity).collect();
-        assert_eq!(who, expected);
+        let find = |heard: u8| {
+            let claims = nodes.iter().map(|(joined, number, name, lan)| Claim {
+                is_heard: *number == heard,
+                joined: *joined,
+                identity: identity(*number),
+                name,
+                lan: *lan,
+            });
+            taken(claims)
+        };
+        let who = |found: &[Taken]| found.iter().map(|one| one.identity).collect::<Vec<_>>();
+        let found = find(3);
+        assert_eq!(who(&found), [1, 4].map(identity));
         assert!(found.iter().all(|one| one.by == names[1]));
+        // The others are no more, and a new machine has got the address.
+        let left = find(4);
+        assert_eq!(who(&left), [2, 1].map(identity));
+        assert!(left.iter().all(|one| one.by == names[3]));
         let says = found[0].problem().what;
         assert!(says.contains("old and new name the same"), "{says}");
     }

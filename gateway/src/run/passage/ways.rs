@@ -45,7 +45,7 @@ fn neighbour(view: &View, interfaces: &BTreeMap<u32, Interface>, own: IpAddr) ->
         let mut all = interfaces.values();
         address.is_ipv4() == own.is_ipv4()
             && roster::is_own(view, *address)
-            && !all.any(|one| one.addresses.contains(address))
+            && !all.any(|one| one.lengths.contains_key(address))
     };
     let is_near = |address: &IpAddr| interfaces.values().any(|one| one.is_near(own, *address));
     let peers = view.peers.values();
