@@ -37,9 +37,10 @@ const APART: Duration = Duration::from_millis(50);
 const ROUND: Duration = Duration::from_secs(10);
 /// Other programs' changes, seldom about us.
 const FOREIGN: Duration = Duration::from_secs(1);
-/// How often repairs go on for good, and how many may come at once before.
+/// How often repairs go on after so many within [`FIGHT_SPAN`]: what a restart of other programs
+/// breaks in a row is repaired at once.
 const REPAIR_EVERY: Duration = Duration::from_secs(1);
-const REPAIRS_AT_ONCE: usize = 4;
+const REPAIRS_AT_ONCE: usize = 30;
 /// So many repairs within [`FIGHT_SPAN`] are a fight.
 const FIGHT: usize = 5;
 const FIGHT_SPAN: Duration = Duration::from_secs(15);

@@ -59,7 +59,7 @@ pub enum Change {
 pub fn diff(wanted: &Wanted, found: &Found) -> Vec<Change> {
     let hops = Hops::new(wanted, found);
     let mut changes = hops.at_once();
-    changes.extend(guard(&wanted.guard, found.guard.as_ref()));
+    let guard = guard(&wanted.guard, found.guard.as_ref());
     let (closing, leading): (Vec<_>, Vec<_>) = wanted
         .routes
         .iter()
@@ -69,7 +69,15 @@ pub fn diff(wanted: &Wanted, found: &Found) -> Vec<Change> {
             changes.extend(route(place, way, found));
         }
     };
-    routes(&mut changes, closing);
+    // While a table is made anew there is an instant without either: routes that close come before.
+    let is_anew = found.guard.is_some() && guard.iter().any(|one| matches!(one, Change::Guard(_)));
+    if is_anew {
+        routes(&mut changes, closing);
+        changes.extend(guard);
+    } else {
+        changes.extend(guard);
+        routes(&mut changes, closing);
+    }
     changes.extend(link_layer(wanted, found));
     changes.extend(hops.leading());
     routes(&mut changes, leading);

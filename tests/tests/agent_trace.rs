@@ -185,7 +185,7 @@ fn a_trace_follows_vxlan_and_names_the_rule_that_drops() {
     let back = on(gateway, far, worker);
     assert!(passes(&back), "{back:#}");
     assert!(
-        step(&back, "route").contains("table 7102: by causeway-vx"),
+        step(&back, "route").contains("table 7102: via fe80::"),
         "{back:#}"
     );
     let arrived = on(agent, far, worker);

@@ -86,12 +86,9 @@ fn one_of_ten_thousand_prefixes_changes_with_one_change_of_the_kernel() {
     }
     let death = apply(&site, &handle, &facts);
     settle(&handle);
-    let lines = log.output();
-    assert!(
-        lines.lines().count() <= 5,
-        "{} lines",
-        lines.lines().count()
-    );
+    // Besides the three the next hop's end, and what the kernel tells of a group of each family.
+    let lines = log.output().lines().count() - 3;
+    assert!(lines <= 3, "{lines} lines");
     println!(
         "all at first {first:?}; one of {PREFIXES} {times:?} (200 ms are promised); a death {death:?}"
     );

@@ -174,16 +174,10 @@ impl Agent {
 
     /// The last defence against two programs that undo each other's work as fast as they can.
     fn too_soon(&self, now: Instant) -> Option<Duration> {
-        let recent = |span: Duration| {
-            self.repairs
-                .iter()
-                .filter(|made| now - **made < span)
-                .count()
-        };
         let latest = self.repairs.back()?;
-        let burst = recent(REPAIR_EVERY * REPAIRS_AT_ONCE as u32) >= REPAIRS_AT_ONCE;
         let wait = REPAIR_EVERY.checked_sub(now - *latest)?;
-        (burst && !wait.is_zero()).then_some(wait)
+        let is_burst = self.repairs.len() >= REPAIRS_AT_ONCE;
+        (is_burst && !wait.is_zero()).then_some(wait)
     }
 
     async fn carry_out(
