@@ -153,7 +153,8 @@ fn keep(
     kept.collect()
 }
 
-/// Groups that no route names any more, as after a flush, serve those that want just them.
+/// Groups that no route names any more, as after a flush, serve those that want just them: of
+/// several the one that was made for them.
 fn adopt(members: &Members, there: &BTreeMap<u32, &Group>, kept: &mut Kept, kernel: Kernel) {
     let wanted = members
         .iter()
@@ -163,7 +164,10 @@ fn adopt(members: &Members, there: &BTreeMap<u32, &Group>, kept: &mut Kept, kern
         let is_it = |(of, group): &(Family, Group)| *of == family && group.members == *set;
         let exists = kept.values().any(is_it);
         let fits = |(id, there): &(&u32, &&Group)| !kept.contains_key(id) && there.members == *set;
-        if !exists && let Some((id, _)) = there.iter().find(fits) {
+        let own = free(GROUP_BASE, &bytes(&(family, set.clone())), &BTreeSet::new());
+        let own = there.get_key_value(&own).filter(fits);
+        let found = own.or_else(|| there.iter().find(fits));
+        if !exists && let Some((id, _)) = found {
             kept.insert(*id, (family, group(set, kernel)));
         }
     }
