@@ -178,6 +178,17 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// On every node: nothing leaves with its own source by any interface, forwarded packets need a
+/// connection that is known, and sources are checked everywhere, on interfaces to come too.
+pub const HOSTILE: &str = "set -e; \
+    for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done; \
+    nft 'add table inet host; \
+    add chain inet host post { type nat hook postrouting priority srcnat; }; \
+    add rule inet host post oifname != lo masquerade; \
+    add chain inet host forward { type filter hook forward priority filter; }; \
+    add rule inet host forward ct state invalid drop'; \
+    iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE";
+
 /// Polls until `reached` holds; the error names what did not come.
 pub fn wait_for(what: &str, limit: Duration, mut reached: impl FnMut() -> bool) -> Result<()> {
     let begin = Instant::now();

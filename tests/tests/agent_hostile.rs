@@ -10,19 +10,9 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tests::lab::{Namespace, skip, wait_for};
+use tests::lab::{HOSTILE, Namespace, skip, wait_for};
 use tests::mesh::{Daemon, Lan, Mesh, PATIENCE, Plan, Site};
 
-/// On every node: nothing leaves with its own source by any interface, forwarded packets need a
-/// connection that is known, and sources are checked everywhere, on interfaces to come too.
-const HOSTILE: &str = "set -e; \
-    for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done; \
-    nft 'add table inet host; \
-    add chain inet host post { type nat hook postrouting priority srcnat; }; \
-    add rule inet host post oifname != lo masquerade; \
-    add chain inet host forward { type filter hook forward priority filter; }; \
-    add rule inet host forward ct state invalid drop'; \
-    iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE";
 /// On a worker: only answers come in, and what IPv6 needs.
 const FIREWALL: &str = "nft 'add chain inet host input { type filter hook input priority filter; policy drop; }; \
     add rule inet host input ct state established,related accept; \

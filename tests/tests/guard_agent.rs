@@ -11,7 +11,7 @@ use std::time::Duration;
 use routeagent::facts::Mode;
 use routeagent::{Handle, Settings};
 use tests::capture::{Capture, Packet};
-use tests::lab::{Namespace, skip, wait_for};
+use tests::lab::{HOSTILE, Namespace, skip, wait_for};
 use tests::node_kernel::{FAR_V4, FAR_V6, LAN, LAN_V4, NodeKernel, facts, prefix, told};
 use tests::site_kernel::{AGENT, SiteKernel, agent_facts, lan, whole};
 
@@ -126,15 +126,7 @@ fn packets_of_the_mesh_are_handed_to_nobody_of_the_lan_but_gateways() {
     }
 }
 
-/// Everything that hosts do to packets, at once.
-const HOSTILE: &str = "set -e; \
-    for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done; \
-    nft 'add table inet host; \
-    add chain inet host post { type nat hook postrouting priority srcnat; }; \
-    add rule inet host post oifname != lo masquerade; \
-    add chain inet host forward { type filter hook forward priority filter; }; \
-    add rule inet host forward ct state invalid drop'; \
-    iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE";
+/// On top of what is hostile: only answers come in, and nothing is forwarded.
 const FIREWALL: &str = "nft 'add chain inet host input { type filter hook input priority filter; policy drop; }; \
     add rule inet host input ct state established,related accept; \
     add rule inet host input iif lo accept; \
